@@ -1,0 +1,260 @@
+"""Artefacts on disk: atomic writes, fingerprints, and the bundle's manifest.
+
+Only safetensors, Parquet, JSON and YAML are written, never pickle. A folder becomes visible whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from penchant import __version__
+from penchant.errors import ArtifactError, OutputError
+
+BUNDLE_FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def fingerprint(value: Any) -> str:
+    """A stable sha256 hex digest of a JSON-like value (settings, names, other fingerprints)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """The sha256 hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a refused write below `path` into an `OutputError` that says what to do.
+
+    The libraries that write for us (safetensors, Arrow) raise errors of their own, which carry the reason as text.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OutputError):
+            raise
+        number = getattr(error, "errno", None)
+        text = str(error)
+        if number == errno.ENOSPC or "No space left" in text:
+            raise OutputError("The disk is full.", where=str(path), fix="Free some space and run it again.") from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM) or "Permission denied" in text:
+            raise OutputError(
+                "It cannot be written here.", where=str(path), fix="Choose a folder that you may write to."
+            ) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file atomically: a reader sees the old text or the new, never a part.
+
+    Raises:
+        OutputError: The disk is full or the folder may not be written.
+    """
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically, indented for people."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ArtifactError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError("There is no such file.", where=str(path), fix="Check the path.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"It is not JSON ({error}).", where=str(path), fix="Make it again.") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors to a safetensors file atomically."""
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a safetensors file (memory-mapped: pages are loaded as they are touched).
+
+    Raises:
+        ArtifactError: The file is missing, cut short or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError("There is no such file.", where=str(path), fix="Make the bundle again.") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"It is damaged ({error}).", where=str(path), fix="Make it again.") from None
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimiser's state as tensors named `<parameter>.<moment>`, so that a checkpoint needs no pickle.
+
+    The optimiser must have been made from `model.parameters()`, in that order.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    state = optimizer.state_dict()["state"]
+    return {f"{names[index]}.{moment}": value for index, moments in state.items() for moment, value in moments.items()}
+
+
+def load_optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Restores what `optimizer_tensors` named."""
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for index, (name, _) in enumerate(model.named_parameters()):
+        moments = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+        if moments:
+            state["state"][index] = moments
+    optimizer.load_state_dict(state)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors under `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under `prefix.name`, by name."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; on success it takes the place of `path`, on any error it is removed.
+
+    Raises:
+        OutputError: The disk is full or the parent folder may not be written.
+    """
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)
+            if path.exists():
+                # Two renames: the old folder is whole under its hidden name until the new one stands.
+                old = temporary.with_name(temporary.name + ".old")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle is: enough to refuse a wrong one before any tensor is read."""
+
+    name: str
+    """A short id of the bundle's content, as answers quote it."""
+    dataset: str
+    """Fingerprint of the data set it was trained on."""
+    backbone: dict[str, Any]
+    """Settings of the frozen base whose features the heads were trained on."""
+    graph: dict[str, Any]
+    """Settings of the graph encoder that was chosen."""
+    reward: dict[str, Any]
+    """Settings of the reward head."""
+    counts: dict[str, int]
+    """Users, responses and comparisons that it was trained on."""
+    files: dict[str, str]
+    """sha256 of every other file in the bundle, by relative path."""
+    onboarding: dict[str, Any] = field(default_factory=dict)
+    """How unseen users are embedded, and the temperatures fitted on validation."""
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    penchant: str = __version__
+    format: int = BUNDLE_FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json` into a bundle's folder."""
+        write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def read(cls, folder: str | Path, *, verify: bool = False) -> Manifest:
+        """Reads a bundle's manifest; with `verify`, checks every file against its fingerprint.
+
+        Raises:
+            ArtifactError: Not a bundle, a newer format, a missing or altered file.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise ArtifactError(
+                "This folder is not a bundle (it has no manifest.json).",
+                where=str(folder),
+                fix="Give the bundle/ folder that `penchant fit` left in its --out folder.",
+            )
+        values = read_json(folder / MANIFEST)
+        found = values.get("format") if isinstance(values, dict) else None
+        if not isinstance(found, int) or found > BUNDLE_FORMAT:
+            raise ArtifactError(
+                f"The bundle has format {found!r}; this penchant {__version__} reads up to {BUNDLE_FORMAT}.",
+                where=str(folder / MANIFEST),
+                fix="Upgrade penchant, or make the bundle again with this version.",
+            )
+        try:
+            manifest = cls(**values)
+        except TypeError as error:
+            raise ArtifactError(
+                f"The manifest is damaged ({error}).", where=str(folder / MANIFEST), fix="Make the bundle again."
+            ) from None
+        for name, expected in manifest.files.items():
+            if not (folder / name).is_file():
+                raise ArtifactError("A file of the bundle is missing.", where=str(folder / name), fix="Make it again.")
+            if verify and file_fingerprint(folder / name) != expected:
+                raise ArtifactError("It is not the file that was written.", where=str(folder / name), fix="Copy it again.")
+        return manifest
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file below a folder but the manifest, by relative POSIX path."""
+    return {
+        path.relative_to(folder).as_posix(): file_fingerprint(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }

@@ -1,0 +1,1 @@
+"""The frozen base model: loading, pooling, and features that are computed once."""

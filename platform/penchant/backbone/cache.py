@@ -1,0 +1,69 @@
+"""The feature cache: float16 rows keyed by text, in append-only blocks that appear whole.
+
+Keyed by the text, not by a data set, so that data sets that share texts share features. Several processes may write at
+once, since each block has a name of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from penchant.artifacts import write_tensors
+
+_KEY_BYTES = 16
+
+
+def text_key(text: tuple[str, str]) -> bytes:
+    """A 16-byte key of a (prompt, response) text."""
+    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
+    for part in text:
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
+
+
+def default_cache_folder() -> Path:
+    """Where caches live: `$PENCHANT_CACHE`, else `$XDG_CACHE_HOME/penchant`, else `~/.cache/penchant`."""
+    chosen = os.environ.get("PENCHANT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penchant"
+
+
+class FeatureCache:
+    """Blocks of features of one base model and window, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self) -> dict[bytes, np.ndarray]:
+        """Every cached row by key; a block that cannot be read is left out and will be computed again."""
+        rows: dict[bytes, np.ndarray] = {}
+        for path in sorted(self.folder.glob("block-*.safetensors")):
+            try:
+                with safe_open(path, framework="np") as block:
+                    keys, values = block.get_tensor("keys"), block.get_tensor("values")
+            except (SafetensorError, OSError):
+                continue
+            rows.update(zip((row.tobytes() for row in keys), values, strict=True))
+        return rows
+
+    def add(self, keys: Sequence[bytes], values: np.ndarray) -> None:
+        """Adds a block of rows (N, F) under their keys, atomically.
+
+        Raises:
+            OutputError: The disk is full or the folder may not be written.
+        """
+        key_rows = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, _KEY_BYTES).copy()
+        write_tensors(
+            self.folder / f"block-{uuid.uuid4().hex}.safetensors",
+            {"keys": torch.from_numpy(key_rows), "values": torch.from_numpy(np.ascontiguousarray(values))},
+        )

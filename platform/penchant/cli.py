@@ -1,0 +1,397 @@
+"""The `penchant` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from penchant.errors import PenchantError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Learn what each person prefers from a handful of A/B choices, and score texts for them.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Check, split, import and generate data sets.")
+bundle_app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
+import_app = typer.Typer(no_args_is_help=True, help="Make a data set from other formats.")
+app.add_typer(data_app, name="data")
+app.add_typer(bundle_app, name="bundle")
+data_app.add_typer(import_app, name="import")
+
+console = Console()
+errors = Console(stderr=True)
+
+DataOption = Annotated[Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")]
+OverrideArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as reward.steps=500.", show_default=False)
+]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)]
+
+
+@app.command()
+def fit(
+    data: DataOption,
+    out: OutOption = Path("runs/fit"),
+    config: ConfigOption = None,
+    overrides: OverrideArguments = None,
+    address: AddressOption = None,
+) -> None:
+    """Train on a data set: graph, reward, evaluation; leaves a bundle, metrics.json and report.html.
+
+    Uses every GPU, or every core. Run it again to resume, or to reuse what is done.
+
+    Examples:
+
+        penchant fit --data my-data --out runs/mine
+
+        penchant fit --data my-data --out runs/small graph.seed=1 reward.steps=500
+    """
+    stages = _stages(data, out, config, overrides, address)
+    stages.fit_reward()
+    _evaluate(stages)
+
+
+@app.command()
+def fit_graph(
+    data: DataOption,
+    out: OutOption = Path("runs/fit"),
+    config: ConfigOption = None,
+    overrides: OverrideArguments = None,
+    address: AddressOption = None,
+) -> None:
+    """The graph stage alone: user embeddings from the preference graph."""
+    summary = _stages(data, out, config, overrides, address).fit_graph()
+    table = Table("Encoder", "Valid accuracy", "Best step", "Seconds", title="Graph stage")
+    for candidate in summary["candidates"]:
+        kept = " (kept)" if candidate["name"] == summary["chosen"] else ""
+        table.add_row(
+            candidate["name"] + kept,
+            f"{candidate['valid_accuracy']:.3f}",
+            str(candidate["best_step"]),
+            f"{candidate['seconds']:.0f}",
+        )
+    console.print(table)
+
+
+@app.command()
+def fit_reward(
+    data: DataOption,
+    out: OutOption = Path("runs/fit"),
+    config: ConfigOption = None,
+    overrides: OverrideArguments = None,
+    address: AddressOption = None,
+) -> None:
+    """The reward phase alone (with the graph stage, if that is not done), and the bundle."""
+    summary = _stages(data, out, config, overrides, address).fit_reward()
+    table = Table("Model", "Valid accuracy", title="Reward stage")
+    for name, value in summary["valid_accuracy"].items():
+        table.add_row(name, f"{value:.3f}")
+    console.print(table)
+
+
+@app.command()
+def evaluate(
+    data: DataOption,
+    out: OutOption = Path("runs/fit"),
+    config: ConfigOption = None,
+    overrides: OverrideArguments = None,
+    address: AddressOption = None,
+) -> None:
+    """Evaluate a run's bundle on the test comparisons (training first what is not there)."""
+    _evaluate(_stages(data, out, config, overrides, address))
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"), overrides: OverrideArguments = None, address: AddressOption = None
+) -> None:
+    """The whole thing on the planted world, whose right answer is known: generate, fit, score, report."""
+    from penchant.data.planted import PlantedWorld, load_truth, save_planted
+
+    folder = out.with_name(out.name + "-data")
+    if not (folder / "truth.json").is_file():
+        save_planted(PlantedWorld(), folder)
+    truth = load_truth(folder)
+    console.print(f"Planted world in {folder}: the best reachable accuracy (Bayes) is {truth['bayes_accuracy']:.1%}.")
+    stages = _stages(folder, out, None, overrides, address)
+    stages.fit_reward()
+    _evaluate(stages, bayes_accuracy=truth["bayes_accuracy"])
+    model, dataset = stages.model(), stages.dataset
+    test = dataset.select(split="test", cohort="seen")
+    first = next(row for row in range(len(test)) if test.controversial is None or test.controversial[row])
+    user, pair = dataset.user_ids[test.user[first]], (test.chosen[first], test.rejected[first])
+    prompt = dataset.prompts[dataset.prompt_of_response[pair[0]]]
+    answer = model.score(user, prompt, [dataset.responses[row] for row in pair])
+    table = Table("What", "Text", f"{user}'s score", "Uniform", title=f"One choice that the model never saw: {prompt}")
+    for words, row, own, uniform in zip(("chosen", "rejected"), pair, answer.score, answer.uniform, strict=True):
+        table.add_row(words, dataset.responses[row], f"{own:+.2f}", f"{uniform:+.2f}")
+    console.print(table)
+    console.print(
+        "\nScore texts of your own:\n  penchant score --bundle "
+        f"{out}/bundle --user {user} --prompt {json.dumps(prompt)} --response 'One text.' --response 'Another.'",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def score(
+    bundle: BundleOption,
+    user: Annotated[str, typer.Option(help="Whose score; an unknown user gets the uniform one, and the answer says so.")],
+    prompt: Annotated[str, typer.Option(help="What the responses answer.")],
+    response: Annotated[list[str], typer.Option(help="A response; give it several times.")],
+    onboarded: Annotated[Path | None, typer.Option(help="Users that `penchant onboard --out` wrote.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score responses to a prompt for one user. Higher is preferred; only differences mean something.
+
+    Example:
+
+        penchant score --bundle runs/demo/bundle --user user-0001 --prompt 'Explain tides.' --response 'Moon.' --response 'Well...'
+    """
+    from penchant.scoring.model import PersonalisedRewardModel
+    from penchant.scoring.onboarded import read_onboarded
+
+    model = PersonalisedRewardModel.load(bundle)
+    if onboarded is not None:
+        model.remember(read_onboarded(onboarded, bundle=model.manifest.name))
+    answer = model.score(user, prompt, response)
+    if as_json:
+        console.print_json(json.dumps(vars(answer)))
+        return
+    table = Table("Response", "Score", "Uniform", title=f"{escape(user)} ({answer.personalisation}), bundle {answer.bundle}")
+    for text, own, uniform in sorted(
+        zip(response, answer.score, answer.uniform, strict=True), key=lambda row: -row[1]
+    ):
+        table.add_row(escape(text), f"{own:+.3f}", f"{uniform:+.3f}")
+    console.print(table)
+    if answer.personalisation == "unknown":
+        console.print("The bundle does not know this user: these are uniform scores.")
+
+
+@app.command()
+def onboard(
+    bundle: BundleOption,
+    comparisons: Annotated[
+        Path, typer.Option(help="JSONL or Parquet with user_id, prompt, chosen, rejected (texts).", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Where the users go; `penchant score --onboarded` reads it.")] = Path("onboarded.json"),
+) -> None:
+    """Embed new users from a few comparisons of any texts, without optimisation.
+
+    Example:
+
+        penchant onboard --bundle runs/demo/bundle --comparisons choices.jsonl --out onboarded.json
+    """
+    from penchant.scoring.model import PersonalisedRewardModel
+    from penchant.scoring.onboarded import read_choices, write_onboarded
+
+    choices = read_choices(comparisons)
+    model = PersonalisedRewardModel.load(bundle)
+    embedding = model.onboard(choices)
+    write_onboarded(out, embedding, bundle=model.manifest.name, counts={user: len(rows) for user, rows in choices.items()})
+    console.print(
+        f"{len(embedding)} user{'s' if len(embedding) != 1 else ''} onboarded ({model.parts.onboarding.kind}) into {out}."
+    )
+
+
+@bundle_app.command("show")
+def bundle_show(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    verify: Annotated[bool, typer.Option(help="Check every file against its fingerprint.")] = True,
+) -> None:
+    """What a bundle is."""
+    from penchant.artifacts import Manifest
+
+    manifest = Manifest.read(bundle, verify=verify)
+    table = Table("What", "Value", title=f"Bundle {manifest.name}")
+    for name, value in vars(manifest).items():
+        if name != "files":
+            table.add_row(name, escape(json.dumps(value) if isinstance(value, dict) else str(value)))
+    table.add_row("files", f"{len(manifest.files)}, {'as they were written' if verify else 'not verified'}")
+    console.print(table)
+
+
+@bundle_app.command("diff")
+def bundle_diff(first: Path, second: Path) -> None:
+    """What differs between two bundles."""
+    from penchant.artifacts import Manifest
+
+    manifests = [vars(Manifest.read(folder)) for folder in (first, second)]
+    table = Table("What", str(first), str(second), title="Differences")
+    for name in manifests[0]:
+        left, right = ({key: value for key, value in _flatten(name, manifest[name])} for manifest in manifests)
+        for key in sorted(left | right):
+            if left.get(key) != right.get(key):
+                table.add_row(key, escape(str(left.get(key, "-"))[:40]), escape(str(right.get(key, "-"))[:40]))
+    console.print(table if table.row_count else "The bundles are the same.")
+
+
+@data_app.command("check")
+def data_check(folder: Annotated[Path, typer.Argument(help="A data set's folder.")]) -> None:
+    """What is in a data set, and every problem with it. Exit code 2 if there is an error."""
+    from penchant.data import PreferenceDataset
+    from penchant.data.dataset import find_problems, read_tables
+    from penchant.data.summary import summarise
+
+    tables = read_tables(folder)
+    problems = find_problems(tables)
+    failed = any(problem.severity == "error" for problem in problems)
+    if not failed:
+        dataset = PreferenceDataset.from_tables(**tables, where=str(folder))
+        problems = list(dataset.warnings)
+        table = Table("What", "Value", title=str(folder))
+        for name, value in summarise(dataset).as_dict().items():
+            words = ", ".join(f"{key} {part:,}" for key, part in value.items()) if isinstance(value, dict) else value
+            number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
+            table.add_row(name.replace("_", " "), number)
+        console.print(table)
+    for problem in problems:
+        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}")
+    if failed:
+        raise typer.Exit(2)
+    console.print("The data can be used." if not problems else "The data can be used; see the warnings.")
+
+
+@data_app.command("split")
+def data_split(
+    folder: Path,
+    out: Path,
+    test_prompts: Annotated[float, typer.Option(help="Share of the prompts held out for test.")] = 0.1,
+    valid: Annotated[float, typer.Option(help="Share of each user's other comparisons held out for validation.")] = 0.1,
+    unseen: Annotated[float, typer.Option(help="Share of the users kept out of training.")] = 0.05,
+    seed: int = 0,
+) -> None:
+    """Add `split` (by prompt) and `cohort` (by user) to a data set that lacks them."""
+    from penchant.data.split import split_dataset
+
+    console.print(split_dataset(folder, out, test_prompts=test_prompts, valid=valid, unseen=unseen, seed=seed))
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Path,
+    users: int = 600,
+    unseen_users: int = 80,
+    groups: int = 4,
+    agreement: Annotated[float, typer.Option(help="Share of pairs on which two groups agree.")] = 0.5,
+    prompts: int = 160,
+    comparisons: Annotated[int, typer.Option(help="Train comparisons a user; with --protocol avg, on average.")] = 16,
+    protocol: Annotated[str, typer.Option(help="`all`: every user has that many; `avg`: 1 to 2n - 1.")] = "all",
+    noise: Annotated[float, typer.Option(help="Share of choices that go against the user's taste.")] = 0.1,
+    seed: int = 0,
+) -> None:
+    """Generate the planted world: users in groups of known taste, so that the best reachable accuracy is known."""
+    from penchant.config import load_settings
+    from penchant.data.planted import PlantedWorld, save_planted
+
+    values = {
+        "users": users, "unseen_users": unseen_users, "groups": groups, "agreement": agreement, "prompts": prompts,
+        "comparisons_per_user": comparisons, "protocol": protocol, "noise": noise, "seed": seed,
+    }  # fmt: skip
+    world = load_settings(PlantedWorld, overrides=[f"{key}={value}" for key, value in values.items()])
+    dataset, truth = save_planted(world, out)
+    console.print(dataset)
+    console.print(
+        f"Best reachable accuracy (Bayes): {truth.bayes_accuracy:.4f}; without knowing the user: "
+        f"{truth.uniform_bayes_accuracy:.4f}. Two groups agree on {truth.agreement:.1%} of the pairs."
+    )
+
+
+@import_app.command("trl")
+def import_trl_command(
+    source: Annotated[Path, typer.Argument(help="JSONL or Parquet in TRL's preference format.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the data set to make.")],
+    user_column: Annotated[str, typer.Option(help="Column that says whose choice it is.")] = "user_id",
+) -> None:
+    """Make a data set from TRL's preference format (plain or conversational) with a user column."""
+    from penchant.data.importers.trl import import_trl
+
+    console.print(import_trl(source, out, user_column=user_column))
+
+
+def _stages(data: Path, out: Path, config: Path | None, overrides: list[str] | None, address: str | None) -> Any:
+    from penchant.config import load_settings
+    from penchant.data import PreferenceDataset
+    from penchant.runtime.training.config import FitSettings
+
+    settings = load_settings(FitSettings, config, overrides or [])
+    with console.status("Reading the data"):
+        dataset = PreferenceDataset.load(data)
+    console.print(dataset)
+    for warning in dataset.warnings:
+        console.print(f"[yellow]warning[/] {escape(str(warning))}")
+    with console.status("Starting"):
+        from penchant.runtime.training.stages import Stages
+
+        return Stages(dataset, settings, out, console, address=address)
+
+
+def _evaluate(stages: Any, bayes_accuracy: float | None = None) -> None:
+    from penchant.runtime.training.evaluation_stage import evaluate as evaluate_run
+
+    metrics = evaluate_run(stages, bayes_accuracy=bayes_accuracy)
+    table = Table(title="Accuracy on held-out choices, % [95% interval]")
+    table.add_column("Method")
+    columns = list(
+        dict.fromkeys(
+            (cohort, kind) for cohorts in metrics["accuracy"].values() for cohort, kinds in cohorts.items() for kind in kinds
+        )
+    )
+    for cohort, kind in columns:
+        table.add_column(f"{cohort}\n{kind}", justify="right")
+    for method, cohorts in metrics["accuracy"].items():
+        cells = [cohorts[cohort][kind] for cohort, kind in columns]
+        table.add_row(
+            method.replace("_", " "),
+            *(f"{100 * cell['value']:.1f}\n[dim]{100 * cell['low']:.1f} to {100 * cell['high']:.1f}[/]" for cell in cells),
+        )
+    console.print(table)
+    from penchant.evaluation.report import headline
+
+    for sentence in headline(metrics):
+        console.print(sentence)
+    for note in metrics["notes"]:
+        console.print(f"[yellow]note[/] {escape(note)}")
+    graph = metrics["graph"]
+    console.print(
+        f"Graph: {graph['chosen']} (valid {graph['valid_accuracy']:.3f}, {graph['seconds']:.0f} s). "
+        f"Onboarding: {metrics['onboarding']['kind']}. {metrics['run']['seconds']:.0f} s in all."
+    )
+    console.print(f"Report: {stages.run.path / 'report.html'}", soft_wrap=True)
+
+
+def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [pair for key, part in value.items() for pair in _flatten(f"{name}.{key}", part)]
+
+
+def main() -> NoReturn:
+    """Runs the command; a user's mistake is one paragraph and exit code 2."""
+    try:
+        app()
+    except PenchantError as error:
+        errors.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("Stopped. Run the same command again to resume.")
+        sys.exit(130)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Strict settings: YAML files, dotted overrides, and errors that name the key.
+
+Each component keeps its own settings model beside it (`graph/config.py`, `reward/config.py`, ...), as a `Settings` subclass.
+A default lives once, on its field.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from penchant.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of every settings model: unknown keys are refused and instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_settings(model: type[SettingsT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> SettingsT:
+    """Builds a settings model from a YAML file and `key.sub=value` overrides; overrides win.
+
+    Raises:
+        ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, model, str(path) if path is not None else "the settings") from None
+
+
+def dump_settings(settings: Settings) -> str:
+    """The settings as YAML that `load_settings` reads back to an equal model."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("There is no such file.", where=str(path), fix="Check the path given to --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"It cannot be read ({error}).", where=str(path), fix="Give a YAML file.") from None
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"It is not valid YAML ({detail}).", where=str(path), fix="Mend the file.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"It holds a {type(values).__name__}, not a mapping.", where=str(path), fix="Write 'key: value' lines."
+        )
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(
+            f"{override!r} is not an override.", where="command line", fix="Write key=value, as in graph.dim=64."
+        )
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    *parents, leaf = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{parent!r} is a value, not a group of settings.", where=override, fix="Check the key.")
+        node = child
+    node[leaf] = value
+
+
+def _explain(error: ValidationError, model: type[Settings], where: str) -> ConfigError:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        fix = f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
+        return ConfigError(f"There is no setting {key!r}.", where=where, fix=fix)
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(
+        f"{key + ': ' if key else ''}{message} (got {first['input']!r}).", where=where, fix="Change the value."
+    )
+
+
+def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """The field names of the model nested at a location, or the nearest model above it."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            continue
+        model = field.annotation
+    return list(model.model_fields)

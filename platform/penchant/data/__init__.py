@@ -1,0 +1,6 @@
+"""From files to a validated `PreferenceDataset`."""
+
+from penchant.data.dataset import Comparisons, PreferenceDataset
+from penchant.data.schema import COHORTS, SPLITS, Problem
+
+__all__ = ["COHORTS", "SPLITS", "Comparisons", "PreferenceDataset", "Problem"]

@@ -1,0 +1,196 @@
+"""The report's pictures, as plotly figures. Each returns None where the metrics have nothing to show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+if TYPE_CHECKING:
+    from penchant.evaluation.report import MapPoints
+
+METHOD_NAMES = {
+    "uniform": "Uniform",
+    "personalised": "Personalised",
+    "oracle": "Oracle",
+    "wrong_user": "Wrong user",
+}
+"""Methods as people read them."""
+_COLOURS = {"uniform": "#8a8f98", "personalised": "#2f6fde", "oracle": "#2a9d6f", "wrong_user": "#d1495b"}
+# Okabe and Ito's palette: told apart by people with any colour vision.
+_GROUPS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7a7a7a")
+
+
+def accuracy_bars(metrics: dict[str, Any]) -> go.Figure | None:
+    """Accuracy of every method by cohort and kind, with intervals."""
+    accuracy = metrics.get("accuracy")
+    if not accuracy:
+        return None
+    figure = _figure("Share of held-out choices ranked right")
+    for method, cohorts in accuracy.items():
+        cells = [
+            (f"{cohort}, {kind}", cell) for cohort, kinds in cohorts.items() for kind, cell in kinds.items()
+        ]
+        values = np.array([cell["value"] for _, cell in cells])
+        figure.add_bar(
+            name=METHOD_NAMES[method],
+            x=[name for name, _ in cells],
+            y=values,
+            marker_color=_COLOURS[method],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": np.array([cell["high"] for _, cell in cells]) - values,
+                "arrayminus": values - np.array([cell["low"] for _, cell in cells]),
+                "thickness": 1.2,
+            },
+        )
+    figure.add_hline(y=0.5, line_dash="dot", line_color="#8a8f98", annotation_text="chance")
+    if "bayes_accuracy" in metrics:
+        figure.add_hline(
+            y=metrics["bayes_accuracy"], line_dash="dash", line_color="#2a9d6f", annotation_text="best reachable (Bayes)"
+        )
+    lowest = min(cell["low"] for cohorts in accuracy.values() for kinds in cohorts.values() for cell in kinds.values())
+    figure.update_yaxes(range=[min(0.4, lowest - 0.03), 1.0], tickformat=".0%")
+    return figure.update_layout(barmode="group")
+
+
+def user_map(points: MapPoints) -> go.Figure:
+    """Users on the two main directions of their embeddings."""
+    figure = _figure("")
+    names = sorted(set(points.group)) if points.group else ["users"]
+    group = np.array(points.group) if points.group else np.full(len(points.x), "users")
+    for number, name in enumerate(names):
+        colour = _GROUPS[number % len(_GROUPS)]
+        for seen, words in ((True, ""), (False, ", unseen")):
+            mask = (group == name) & (points.seen == seen)
+            if not mask.any():
+                continue
+            figure.add_scatter(
+                x=np.round(points.x[mask], 4),
+                y=np.round(points.y[mask], 4),
+                mode="markers",
+                name=f"{name}{words}",
+                marker={
+                    "color": colour,
+                    "size": 5 if seen else 8,
+                    "opacity": 0.6 if seen else 0.95,
+                    "symbol": "circle" if seen else "diamond-open",
+                },
+            )
+    figure.update_xaxes(title="first direction", showticklabels=False)
+    figure.update_yaxes(title="second direction", showticklabels=False)
+    return figure.update_layout(height=460, hovermode="closest")
+
+
+def onboarding_curve(metrics: dict[str, Any]) -> go.Figure | None:
+    """Accuracy on new users against the number of comparisons they were onboarded from."""
+    points = metrics.get("onboarding", {}).get("curve")
+    if not points:
+        return None
+    figure = _figure("Share of held-out choices ranked right")
+    at = [str(point["comparisons"]) for point in points]
+    values = np.array([point["value"] for point in points])
+    figure.add_scatter(
+        x=at,
+        y=values,
+        mode="lines+markers",
+        name="Personalised, new users",
+        line_color=_COLOURS["personalised"],
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": np.array([point["high"] for point in points]) - values,
+            "arrayminus": values - np.array([point["low"] for point in points]),
+            "thickness": 1.2,
+        },
+    )
+    for method in ("uniform", "oracle"):
+        cell = metrics["accuracy"].get(method, {}).get("unseen", {}).get("all")
+        if cell:
+            figure.add_scatter(
+                x=at,
+                y=[cell["value"]] * len(at),
+                mode="lines",
+                name=METHOD_NAMES[method],
+                line={"dash": "dash", "color": _COLOURS[method]},
+            )
+    figure.update_xaxes(title="comparisons answered", type="category")
+    return figure.update_yaxes(tickformat=".0%")
+
+
+def graph_curves(metrics: dict[str, Any]) -> go.Figure | None:
+    """Validation accuracy of every candidate encoder by step."""
+    history = [record for record in metrics.get("graph", {}).get("history", []) if "candidate" in record]
+    if not history:
+        return None
+    figure = _figure("Validation accuracy")
+    names = list(dict.fromkeys(record["candidate"] for record in history))
+    for number, name in enumerate(names):
+        records = [record for record in history if record["candidate"] == name]
+        figure.add_scatter(
+            x=[record["step"] for record in records],
+            y=[record["valid_accuracy"] for record in records],
+            mode="lines",
+            name=name,
+            line_color=_GROUPS[number % len(_GROUPS)],
+        )
+    figure.update_xaxes(title="full-batch step")
+    return figure.update_yaxes(tickformat=".0%")
+
+
+def reward_curves(metrics: dict[str, Any]) -> go.Figure | None:
+    """Validation accuracy of every head by step."""
+    history = [record for record in metrics.get("reward", {}).get("history", []) if "valid_accuracy" in record]
+    if not history:
+        return None
+    figure = _figure("Validation accuracy")
+    for method in history[-1]["valid_accuracy"]:
+        figure.add_scatter(
+            x=[record["step"] for record in history],
+            y=[record["valid_accuracy"][method] for record in history],
+            mode="lines",
+            name=METHOD_NAMES[method],
+            line_color=_COLOURS[method],
+        )
+    figure.update_xaxes(title="step")
+    return figure.update_yaxes(tickformat=".0%")
+
+
+def reliability(metrics: dict[str, Any]) -> go.Figure | None:
+    """Accuracy against the model's own confidence; on the diagonal it means what it says."""
+    calibration = metrics.get("calibration")
+    if not calibration:
+        return None
+    figure = _figure("Share ranked right")
+    figure.add_scatter(
+        x=[0.5, 1], y=[0.5, 1], mode="lines", name="perfect", line={"dash": "dot", "color": "#8a8f98"}
+    )
+    for method, cohorts in calibration.items():
+        bins = (cohorts.get("seen") or cohorts.get("unseen"))["bins"]
+        figure.add_scatter(
+            x=[row["confidence"] for row in bins],
+            y=[row["accuracy"] for row in bins],
+            mode="lines+markers",
+            name=METHOD_NAMES[method],
+            line_color=_COLOURS[method],
+        )
+    figure.update_xaxes(title="confidence", tickformat=".0%")
+    return figure.update_yaxes(tickformat=".0%")
+
+
+def _figure(y_title: str) -> go.Figure:
+    grid = "rgba(128,128,128,0.25)"
+    figure = go.Figure()
+    figure.update_layout(
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#6b7280"},
+        margin={"l": 56, "r": 16, "t": 16, "b": 48},
+        height=380,
+        legend={"orientation": "h", "y": 1.12},
+    )
+    figure.update_xaxes(gridcolor=grid, zeroline=False)
+    figure.update_yaxes(gridcolor=grid, zeroline=False, title=y_title)
+    return figure

@@ -1,0 +1,92 @@
+"""`report.html`: one file that opens anywhere, with no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from penchant.artifacts import write_text
+from penchant.evaluation import figures
+
+
+@dataclass(frozen=True)
+class MapPoints:
+    """Users on a plane: aligned arrays of the users that are shown."""
+
+    x: np.ndarray
+    y: np.ndarray
+    seen: np.ndarray
+    """bool"""
+    group: list[str] | None
+    """Names of the users' true groups, where these are known."""
+    total: int
+    """Users that there are; the map may show fewer."""
+
+
+def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) -> None:
+    """Writes the report of a run's metrics, atomically. A section without numbers is left out."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    source = resources.files("penchant.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    drawn = {
+        "bars": figures.accuracy_bars(metrics),
+        "map": None if points is None else figures.user_map(points),
+        "onboarding": figures.onboarding_curve(metrics),
+        "graph": figures.graph_curves(metrics),
+        "reward": figures.reward_curves(metrics),
+        "calibration": figures.reliability(metrics),
+    }
+    html = environment.from_string(source).render(
+        metrics=metrics,
+        headline=headline(metrics),
+        figures={name: _embed(figure, name) for name, figure in drawn.items() if figure is not None},
+        plotly=Markup(get_plotlyjs()),
+        points=points,
+        method_names=figures.METHOD_NAMES,
+        percent=lambda value: f"{100 * value:.1f}",
+        signed=lambda value: f"{100 * value:+.1f}",
+    )
+    write_text(path, html)
+
+
+def headline(metrics: dict[str, Any]) -> list[str]:
+    """What the numbers say, in words, a sentence for each cohort. A difference that may be none is said to be none."""
+    sentences = []
+    for cohort, users in (("seen", "users seen in training"), ("unseen", "new users, onboarded")):
+        cells = {
+            name: table.get(cohort, {}).get("all") for name, table in metrics.get("accuracy", {}).items()
+        }
+        gain = metrics.get("differences", {}).get("personalised-uniform", {}).get(cohort, {}).get("all")
+        if not gain or not cells.get("personalised") or not cells.get("uniform"):
+            continue
+        ranks = (
+            f"For {users}, personalised gets {100 * cells['personalised']['value']:.1f}% of held-out choices right "
+            f"and uniform {100 * cells['uniform']['value']:.1f}%"
+        )
+        span = f"{100 * gain['value']:+.1f} points [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        if gain["low"] > 0:
+            verdict = f": {span}."
+        elif gain["high"] < 0:
+            verdict = f": {span}. Personalising makes it worse here."
+        else:
+            verdict = f": {span}, an interval that includes 0. Personalising has shown no gain here."
+        sentences.append(ranks + verdict)
+    return sentences
+
+
+def _embed(figure: go.Figure, name: str) -> Markup:
+    return Markup(
+        figure.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=f"figure-{name}",
+            config={"displayModeBar": False, "responsive": True},
+        )
+    )

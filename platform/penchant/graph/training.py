@@ -1,0 +1,209 @@
+"""Training of the graph encoder: full-batch steps, exact over any number of workers.
+
+Loss (CoPL, eq. 5): `-logsigmoid(e_u . (e_chosen - e_rejected))`, the mean over the supervised comparisons of all workers.
+Each step hides a share of the comparisons from message passing and scores those alone, as in link prediction; with a share
+of 0 it scores the comparisons that it has just aggregated, which is the published setting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from penchant.artifacts import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
+from penchant.errors import TrainingError
+from penchant.graph.collectives import Collective
+from penchant.graph.config import CandidateSettings
+from penchant.graph.encoder import GraphEncoder
+from penchant.graph.preference_graph import Messages, PreferenceShard, messages
+from penchant.graph.sampling import uniform
+from penchant.graph.sparse import edge_dots
+
+_SUPERVISED, _DROP_POSITIVE, _DROP_NEGATIVE = 11, 12, 13  # streams of the hash
+
+
+@dataclass(frozen=True)
+class GraphProgress:
+    """One look at the validation comparisons."""
+
+    step: int
+    loss: float
+    """Of the last training step."""
+    valid_accuracy: float
+    best: bool
+    """Whether this is the best so far."""
+
+
+@dataclass(frozen=True)
+class GraphEmbeddings:
+    """What a trained encoder leaves behind, for this worker's users."""
+
+    user: Tensor
+    """(U, D), L2-normalised."""
+    response_layers: Tensor
+    """(num_layers + 1, R, D): before the first layer and after each; the last is the response embedding."""
+    response_degree: Tensor
+    """(2, R): edges a response has, chosen and rejected, over all workers."""
+
+
+class GraphTrainer:
+    """One worker's part of the training of one encoder.
+
+    Args:
+        settings: The encoder and its optimisation.
+        train: This worker's training comparisons.
+        valid: This worker's validation comparisons (same users).
+        features: Features of the responses (R, F), not standardised, where the encoder uses text.
+        collective: Sums over workers.
+    """
+
+    def __init__(
+        self,
+        settings: CandidateSettings,
+        train: PreferenceShard,
+        valid: PreferenceShard,
+        *,
+        features: Tensor | None,
+        collective: Collective,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.settings = settings.optimization
+        self.train, self.valid = train.to(device), valid.to(device)
+        self.collective, self.seed, self.dtype = collective, seed, dtype
+        self.encoder = GraphEncoder(
+            settings.encoder,
+            num_users=train.num_users,
+            num_responses=train.num_responses,
+            feature_dim=0 if features is None else features.shape[1],
+            first_user=train.first_user,
+            seed=seed,
+            dtype=dtype,
+        ).to(device)
+        self.features: Tensor | None = None
+        if settings.encoder.uses_text:
+            if features is None:
+                raise TrainingError("The encoder uses text, and there are no features.", fix="Set response_init: id.")
+            self.encoder.standardise.fit(features)
+            self.features = self.encoder.standardise(features.to(device))
+        self.optimizer = torch.optim.AdamW(
+            self.encoder.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+        self.step_number = 0
+        self.best_accuracy, self.best_step = -1.0, 0
+        self.best_state = self._snapshot()
+
+    def step(self) -> float:
+        """One update from all comparisons of all workers; returns the loss.
+
+        Raises:
+            TrainingError: The loss is not finite. The last checkpoint is untouched.
+        """
+        graph, supervised = self._hide_supervised()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(graph, supervised)
+        loss.backward()
+        self.collective.sum_gradients(self.encoder.replicated_parameters())
+        total = float(self.collective.sum(loss.detach()))
+        if not math.isfinite(total):
+            raise TrainingError(
+                f"The graph stage's loss is {total} at step {self.step_number}.",
+                fix="Lower graph.candidates.*.optimization.learning_rate; the last checkpoint is intact.",
+            )
+        self.optimizer.step()
+        self.step_number += 1
+        return total
+
+    def _hide_supervised(self) -> tuple[Messages, Tensor]:
+        comparison, step = self.train.comparison, self.step_number
+        share, dropout = self.settings.supervision_share, self.settings.edge_dropout
+        if share > 0:
+            supervised = uniform(comparison, seed=self.seed, step=step, stream=_SUPERVISED) < share
+            visible = ~supervised
+        else:
+            supervised = visible = torch.ones_like(comparison, dtype=torch.bool)
+        kept = []
+        for stream in (_DROP_POSITIVE, _DROP_NEGATIVE):
+            dropped = uniform(comparison, seed=self.seed, step=step, stream=stream) < dropout if dropout else None
+            kept.append((visible if dropped is None else visible & ~dropped).to(self.dtype))
+        graph = messages(self.train, self.collective, positive=kept[0], negative=kept[1], dtype=self.dtype)
+        return graph, supervised.to(self.dtype)
+
+    def _loss(self, graph: Messages, supervised_C: Tensor) -> Tensor:
+        """This worker's part of the loss: its sum over the *global* count, so that the workers' parts add up."""
+        user_UD, response_RD = self.encoder(graph, self.features)
+        margin_C = edge_dots(self.train.positive, user_UD, response_RD) - edge_dots(
+            self.train.negative, user_UD, response_RD
+        )
+        count = self.collective.sum(supervised_C.sum()).clamp(min=1)
+        return -(functional.logsigmoid(margin_C) * supervised_C).sum() / count
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Share of all workers' validation comparisons that the embeddings rank right, with every training edge visible."""
+        user_UD, response_RD = self.encoder(messages(self.train, self.collective, dtype=self.dtype), self.features)
+        margin_C = edge_dots(self.valid.positive, user_UD, response_RD) - edge_dots(
+            self.valid.negative, user_UD, response_RD
+        )
+        right = (margin_C > 0).double().sum() + 0.5 * (margin_C == 0).double().sum()
+        total = self.collective.sum(torch.stack([right, torch.tensor(float(len(margin_C)), device=right.device).double()]))
+        return float(total[0] / total[1].clamp(min=1))
+
+    def run(self) -> Iterator[GraphProgress]:
+        """Trains to the end, yielding at each look at the validation comparisons; resumes from a loaded state."""
+        while self.step_number < self.settings.max_steps and not self.exhausted:
+            loss = self.step()
+            if self.step_number % self.settings.evaluate_every and self.step_number < self.settings.max_steps:
+                continue
+            accuracy = self.validate()
+            improved = accuracy > self.best_accuracy
+            if improved:
+                self.best_accuracy, self.best_step = accuracy, self.step_number
+                self.best_state = self._snapshot()
+            yield GraphProgress(self.step_number, loss, accuracy, improved)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` looks have passed without a better one."""
+        return self.step_number - self.best_step >= self.settings.patience * self.settings.evaluate_every
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
+
+    @torch.no_grad()
+    def embeddings(self) -> GraphEmbeddings:
+        """The best checkpoint's embeddings, with every training edge visible."""
+        current = self._snapshot()
+        self.encoder.load_state_dict(self.best_state)
+        graph = messages(self.train, self.collective, dtype=self.dtype)
+        pairs = self.encoder.all_layers(graph, self.features)
+        self.encoder.load_state_dict(current)
+        return GraphEmbeddings(
+            user=functional.normalize(pairs[-1][0], dim=1),
+            response_layers=torch.stack([response for _, response in pairs]),
+            response_degree=torch.stack([graph.positive.response_degree, graph.negative.response_degree]),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that resuming needs, as tensors by name."""
+        progress = torch.tensor([self.step_number, self.best_step, self.best_accuracy], dtype=torch.float64)
+        return (
+            with_prefix("encoder", self._snapshot())
+            | with_prefix("best", self.best_state)
+            | with_prefix("optimizer", optimizer_tensors(self.encoder, self.optimizer))
+            | {"progress": progress}
+        )
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Takes up where `state` was called."""
+        self.encoder.load_state_dict(without_prefix("encoder", tensors))
+        self.best_state = without_prefix("best", tensors)
+        load_optimizer_tensors(self.encoder, self.optimizer, without_prefix("optimizer", tensors))
+        step, best_step, self.best_accuracy = tensors["progress"].tolist()
+        self.step_number, self.best_step = int(step), int(best_step)

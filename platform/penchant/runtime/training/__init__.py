@@ -1,0 +1,1 @@
+"""`penchant fit` and its stages, under Ray Train."""

@@ -1,0 +1,54 @@
+"""Settings of a whole fit: each component's own, composed."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from penchant.backbone.config import BackboneSettings
+from penchant.config import Settings
+from penchant.graph.config import GraphSettings
+from penchant.reward.config import RewardSettings
+from penchant.scoring.config import OnboardingSettings
+
+
+class WorkerSettings(Settings):
+    """Who does the work. Left alone, every GPU, or all cores of the machine."""
+
+    num_workers: int | None = Field(None, ge=1)
+    """Training workers; by default one for each GPU, or one with all cores where there is no GPU."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of each worker; by default the cores shared among the workers."""
+    use_gpu: bool | None = None
+    """By default, whether the cluster has a GPU."""
+    max_failures: int = Field(2, ge=0)
+    """Times that a stage is taken up again from its last checkpoint after a worker died."""
+    checkpoint_seconds: float = Field(20.0, gt=0)
+    """Time between checkpoints: what a failure or an interruption costs at most."""
+
+
+class EvaluationSettings(Settings):
+    """The evaluation."""
+
+    resamples: int = Field(1000, ge=10)
+    """Draws of the two-way cluster bootstrap (users x prompts)."""
+    onboarding_counts: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
+    """Numbers of an unseen user's comparisons that the onboarding curve shows."""
+    seed: int = Field(0, ge=0)
+    """Fixes the resamples, the wrong users and the order of an unseen user's comparisons."""
+
+
+class FitSettings(Settings):
+    """Everything that `penchant fit` can be told: in a YAML file, or as key=value."""
+
+    backbone: BackboneSettings = BackboneSettings()
+    """The frozen base model and its features."""
+    graph: GraphSettings = GraphSettings()
+    """The graph stage."""
+    reward: RewardSettings = RewardSettings()
+    """The frozen reward phase."""
+    onboarding: OnboardingSettings = OnboardingSettings()
+    """Embedding users who were not in training."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """The evaluation and its intervals."""
+    workers: WorkerSettings = WorkerSettings()
+    """Workers and checkpoints; these do not change what is learnt."""

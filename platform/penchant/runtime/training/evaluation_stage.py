@@ -1,0 +1,106 @@
+"""The last stage of a fit: judge the bundle, write metrics.json and the report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from penchant import __version__
+from penchant.artifacts import read_json, write_json
+from penchant.data import PreferenceDataset
+from penchant.data.summary import summarise
+from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator
+from penchant.evaluation.metrics import (
+    Bootstrap,
+    accuracy_table,
+    calibration_table,
+    onboarding_points,
+    paired_differences,
+    recovered_share,
+)
+from penchant.evaluation.report import MapPoints, write_report
+from penchant.evaluation.users import group_purity, project_users
+from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.prepared import Prepared
+from penchant.runtime.training.stages import Stages
+
+
+def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, started: float | None = None) -> dict[str, Any]:
+    """Evaluates the bundle of a run and writes `metrics.json` and `report.html`; returns the metrics."""
+    started = time.monotonic() if started is None else started
+    dataset, settings = stages.dataset, stages.settings.evaluation
+    graph, reward = stages.fit_graph(), stages.fit_reward()
+    feature_RF = Prepared.open(stages.run.stage("prepared")).features()
+    oracle = stages.oracle()
+    with stages.console.status("Evaluating"):
+        evaluator = Evaluator(stages.model(), dataset, feature_RF, oracle=oracle, seed=settings.seed)
+        users = evaluator.users()
+        judgements = evaluator.judge(users)
+        bootstrap = Bootstrap(judgements, resamples=settings.resamples, seed=settings.seed)
+        curve = evaluator.onboarding_curve(settings.onboarding_counts) if (~dataset.seen).any() else {}
+        metrics: dict[str, Any] = {
+            "accuracy": accuracy_table(bootstrap),
+            "differences": paired_differences(bootstrap),
+            "recovered": recovered_share(bootstrap),
+            "calibration": calibration_table(judgements),
+            "onboarding": {
+                **read_json(stages.run.stage("onboarding") / "onboarding.json"),
+                "curve": onboarding_points(curve, resamples=settings.resamples, seed=settings.seed),
+            },
+            "graph": {key: value for key, value in graph.items() if key != "settings"}
+            | {"purity": _purity(dataset, users), "history": stages.history("graph")},
+            "reward": reward | {"history": stages.history("reward")},
+            "data": summarise(dataset).as_dict(),
+            "notes": _notes(dataset, oracle is not None),
+            "run": {"penchant": __version__, "bundle": stages.model().manifest.name, "seconds": 0.0},
+        }
+    if bayes_accuracy is not None:
+        metrics["bayes_accuracy"] = bayes_accuracy
+    metrics["run"]["seconds"] = round(time.monotonic() - started, 1)
+    write_json(stages.run.path / "metrics.json", metrics)
+    write_report(stages.run.path / "report.html", metrics, _map_points(dataset, users))
+    return metrics
+
+
+def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float]:
+    if dataset.group is None:
+        return {}
+    known = users.known_U & (dataset.group >= 0)
+    seen, unseen = known & dataset.seen, known & ~dataset.seen
+    embedding = users.embedding_UD.numpy()
+    return {
+        cohort: group_purity(embedding, dataset.group, fit_U=seen, of_U=mask)
+        for cohort, mask in (("seen", seen), ("unseen", unseen))
+        if mask.any()
+    }
+
+
+def _notes(dataset: PreferenceDataset, has_oracle: bool) -> list[str]:
+    notes = [str(warning) for warning in dataset.warnings]
+    if not has_oracle:
+        notes.append("The users' true groups are not known: there is no oracle, and the wrong user is a random other one.")
+    if dataset.comparisons.controversial is None:
+        notes.append("The comparisons do not say which pairs are controversial: only all of them are shown.")
+    if dataset.seen.all():
+        notes.append("There are no unseen users: onboarding was not judged.")
+    return notes
+
+
+def _map_points(dataset: PreferenceDataset, users: EmbeddedUsers) -> MapPoints | None:
+    rows = torch.from_numpy(users.known_U).nonzero()[:, 0].numpy()
+    if len(rows) < 3:
+        return None
+    plane = project_users(users.embedding_UD[rows].numpy())
+    shown = rows[plane.user]
+    group = None if dataset.group is None else dataset.group[shown]
+    return MapPoints(
+        x=plane.x,
+        y=plane.y,
+        seen=dataset.seen[shown],
+        group=None if group is None else [dataset.group_names[code] if code >= 0 else "?" for code in group],
+        total=len(rows),
+    )

@@ -1,0 +1,45 @@
+"""The feature stage: the frozen base model over every text, once, shared among the workers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from penchant.backbone.cache import FeatureCache, default_cache_folder, text_key
+from penchant.backbone.config import BackboneSettings
+from penchant.backbone.features import FeatureExtractor, cache_name
+from penchant.runtime.training.prepared import Prepared
+from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.workers import prepare_worker
+
+
+def feature_cache(settings: BackboneSettings) -> FeatureCache:
+    """The feature cache of a backbone, in the cache folder."""
+    return FeatureCache(default_cache_folder() / "features" / cache_name(settings))
+
+
+def missing_texts(settings: BackboneSettings, prepared: Prepared) -> int:
+    """How many texts the cache lacks; when none, no worker is needed."""
+    found = feature_cache(settings).load()
+    return len({key for key in map(text_key, prepared.texts()) if key not in found})
+
+
+def feature_loop(config: dict[str, Any]) -> None:
+    """What each worker runs: its share of the texts that the cache lacks. The cache itself is what it resumes from."""
+    device = prepare_worker(config)
+    context = ray.train.get_context()
+    settings = BackboneSettings.model_validate(config["backbone"])
+    prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    extractor = FeatureExtractor(settings, FeatureCache(Path(config["cache"])), device)
+    started = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        if context.get_world_rank() == 0:
+            log.write(done=done, total=total, note=f"{done / max(1e-9, time.monotonic() - started):.0f} texts/s a worker")
+
+    extractor.fill_cache(
+        prepared.texts(), rank=context.get_world_rank(), world_size=context.get_world_size(), on_progress=report
+    )

@@ -1,0 +1,113 @@
+"""What the workers read: the data set in integer codes, in files that each worker can take its part of.
+
+    texts.parquet          prompt and response, in row order (R)
+    comparisons.parquet    seen users' train and valid comparisons as rows: user (ascending), chosen, rejected, valid
+    features.safetensors   features of the responses (R, F), float16
+    groups.safetensors     one-hot groups of the seen users (U, G), where groups are known: for the oracle alone
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from penchant.artifacts import read_json, read_tensors, replace_folder, write_json, write_tensors
+from penchant.data import PreferenceDataset
+from penchant.graph.preference_graph import PreferenceShard, user_range
+
+_ROWS_PER_GROUP = 65_536
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set in a folder; opening it reads only its counts."""
+
+    folder: Path
+    num_users: int
+    """Seen users."""
+    num_responses: int
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Prepared:
+        """Opens what `prepare` wrote."""
+        counts = read_json(Path(folder) / "counts.json")
+        return cls(Path(folder), counts["users"], counts["responses"])
+
+    def texts(self) -> list[tuple[str, str]]:
+        """(prompt, response) of every response."""
+        table = pq.read_table(self.folder / "texts.parquet")
+        return list(zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True))
+
+    def features(self) -> Tensor:
+        """Features of the responses: (R, F), float16."""
+        return read_tensors(self.folder / "features.safetensors")["features"]
+
+    def write_features(self, feature_RF: np.ndarray) -> None:
+        """Keeps the features for the stages to come."""
+        write_tensors(self.folder / "features.safetensors", {"features": torch.from_numpy(feature_RF).half()})
+
+    def groups(self) -> Tensor | None:
+        """One-hot groups (U, G), or None where they are not known."""
+        path = self.folder / "groups.safetensors"
+        return read_tensors(path)["group"] if path.is_file() else None
+
+    def comparisons(self, *, users: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """Columns user, chosen, rejected, valid and number (C,) of a range of users; the others are not read."""
+        table = pads.dataset(self.folder / "comparisons.parquet")
+        chosen = None
+        if users is not None:
+            chosen = (pads.field("user") >= users[0]) & (pads.field("user") < users[1])
+        columns = table.to_table(filter=chosen)
+        return {name: columns[name].to_numpy() for name in columns.column_names}
+
+    def shards(self, rank: int, world_size: int) -> tuple[PreferenceShard, PreferenceShard]:
+        """One worker's training and validation comparisons, of the users that it owns."""
+        start, stop = user_range(rank, world_size, self.num_users)
+        columns = self.comparisons(users=(start, stop))
+        train, valid = (
+            PreferenceShard.build(
+                *(columns[name][rows] for name in ("user", "chosen", "rejected", "number")),
+                first_user=start,
+                num_users=stop - start,
+                num_responses=self.num_responses,
+            )
+            for rows in (~columns["valid"], columns["valid"])
+        )
+        return train, valid
+
+
+def prepare(dataset: PreferenceDataset, folder: Path) -> Prepared:
+    """Writes the prepared form of a data set, atomically."""
+    seen_row = np.cumsum(dataset.seen) - 1
+    comparisons = dataset.select(split=("train", "valid"), cohort="seen")
+    user = seen_row[comparisons.user]
+    order = np.argsort(user, kind="stable")
+    with replace_folder(folder) as draft:
+        texts = {
+            "prompt": pa.array([dataset.prompts[row] for row in dataset.prompt_of_response], pa.string()),
+            "response": pa.array(list(dataset.responses), pa.string()),
+        }
+        pq.write_table(pa.table(texts), draft / "texts.parquet")
+        columns = {
+            "user": user[order],
+            "chosen": comparisons.chosen[order],
+            "rejected": comparisons.rejected[order],
+            "valid": comparisons.split[order] == 1,
+            "number": np.arange(len(order)),
+        }
+        pq.write_table(pa.table(columns), draft / "comparisons.parquet", row_group_size=_ROWS_PER_GROUP)
+        if dataset.group is not None and (dataset.group[dataset.seen] >= 0).all():
+            group = torch.from_numpy(dataset.group[dataset.seen])
+            one_hot = torch.nn.functional.one_hot(group, len(dataset.group_names)).float()
+            write_tensors(draft / "groups.safetensors", {"group": one_hot})
+        write_json(
+            draft / "counts.json", {"users": int(dataset.seen.sum()), "responses": len(dataset.response_ids)}
+        )
+    return Prepared.open(folder)

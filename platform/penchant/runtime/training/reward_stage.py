@@ -1,0 +1,78 @@
+"""The frozen reward phase under Ray Train: uniform, personalised and (where groups are known) oracle heads, data-parallel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from penchant.artifacts import read_tensors, replace_folder, write_json, write_tensors
+from penchant.reward.config import RewardSettings
+from penchant.reward.training import RewardData, RewardTrainer
+from penchant.runtime.training.prepared import Prepared
+from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.workers import Checkpointer, prepare_worker
+
+
+def reward_loop(config: dict[str, Any]) -> None:
+    """What each worker runs: its slice of every batch, from the last checkpoint on."""
+    device = prepare_worker(config)
+    settings = RewardSettings.model_validate(config["reward"])
+    prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    checkpointer = Checkpointer(config["checkpoint_seconds"])
+    columns = prepared.comparisons()
+    tables = {"uniform": None, "personalised": read_tensors(Path(config["graph"]) / "users.safetensors")["embedding"]}
+    groups = prepared.groups()
+    if groups is not None:
+        tables["oracle"] = groups
+    data = RewardData(
+        feature_RF=prepared.features().float(),
+        user=columns["user"],
+        chosen=columns["chosen"],
+        rejected=columns["rejected"],
+        valid=columns["valid"],
+        user_tables=tables,
+    )
+    trainer = RewardTrainer(
+        settings,
+        data,
+        rank=checkpointer.rank,
+        world_size=checkpointer.world_size,
+        wrap=ray.train.torch.prepare_model,
+        device=device,
+    )
+    saved = checkpointer.load()
+    seconds = 0.0
+    if saved:
+        # The heads are the same on every worker, so any worker's file will do, whatever their number is now.
+        seconds = float(saved[0].pop("seconds"))
+        trainer.load_state(saved[0])
+    started = time.monotonic() - seconds
+    for progress in trainer.run():
+        if checkpointer.rank == 0:
+            note = ", ".join(f"{name} {value:.3f}" for name, value in progress.valid_accuracy.items())
+            log.write(
+                done=progress.step,
+                total=settings.steps,
+                note=f"valid: {note}",
+                step=progress.step,
+                loss=progress.loss,
+                valid_accuracy=progress.valid_accuracy,
+            )
+        if checkpointer.due():
+            clock = torch.tensor(time.monotonic() - started)
+            checkpointer.save(trainer.state() | {"seconds": clock}, step=progress.step)
+    if checkpointer.rank == 0:
+        with replace_folder(Path(config["out"])) as draft:
+            for name, state in trainer.best_state.items():
+                write_tensors(draft / f"{name}.safetensors", state)
+            summary = {
+                "valid_accuracy": trainer.best,
+                "steps": trainer.step_number,
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            write_json(draft / "reward.json", summary)

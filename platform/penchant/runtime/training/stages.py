@@ -1,0 +1,225 @@
+"""The stages of a fit, each alone or in turn; a stage whose results are there, from the same inputs, is not run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from penchant import __version__
+from penchant.artifacts import Manifest, read_json, read_tensors, write_json
+from penchant.backbone.features import FeatureExtractor
+from penchant.data import PreferenceDataset
+from penchant.errors import DataError
+from penchant.evaluation.evaluate import response_keys
+from penchant.graph.config import CandidateSettings
+from penchant.graph.encoder import GraphEncoder
+from penchant.graph.neighbours import NeighbourIndex
+from penchant.reward.heads import RewardHead, make_head
+from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts
+from penchant.runtime.training.graph_stage import graph_loop, keep_best
+from penchant.runtime.training.prepared import Prepared, prepare
+from penchant.runtime.training.progress import ProgressLog, show_progress
+from penchant.runtime.training.reward_stage import reward_loop
+from penchant.runtime.training.run_folder import RunFolder
+from penchant.runtime.training.workers import ray_session, run_stage
+from penchant.scoring.bundle import BundleParts, write_bundle
+from penchant.scoring.config import OnboardingSettings
+from penchant.scoring.model import PersonalisedRewardModel
+from penchant.scoring.onboarding import Comparisons, fit_prototypes
+from penchant.scoring.selection import choose_onboarding
+
+
+class Stages:
+    """Runs stages for one data set, settings and --out folder.
+
+    Args:
+        dataset: Validated data.
+        settings: Of the whole fit.
+        out: The --out folder.
+        console: Where progress is shown.
+        address: A running Ray cluster to join.
+
+    Raises:
+        OutputError: `out` holds another run, or something else.
+        BackboneError: The base model is not there.
+        DataError: There are too few seen users or comparisons to learn from.
+    """
+
+    def __init__(
+        self,
+        dataset: PreferenceDataset,
+        settings: FitSettings,
+        out: Path,
+        console: Console,
+        *,
+        address: str | None = None,
+    ) -> None:
+        self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
+        _check_learnable(dataset)
+        FeatureExtractor(settings.backbone).check()
+        self.run = RunFolder(out, dataset.fingerprint, settings)
+
+    def prepare(self) -> Prepared:
+        """The data set in integer codes, with the features of its texts."""
+        backbone = self.settings.backbone
+        inputs = [__version__, self.dataset.fingerprint, backbone.model_dump(mode="json", exclude={"batch_size"})]
+        folder = self.run.stage("prepared")
+        if self.run.is_done("prepared", inputs):
+            return Prepared.open(folder)
+        prepared = prepare(self.dataset, folder)
+        if missing_texts(backbone, prepared):
+            self._run("features", feature_loop, inputs, {
+                "backbone": backbone.model_dump(mode="json"),
+                "cache": str(feature_cache(backbone).folder.resolve()),
+            })
+        extractor = FeatureExtractor(backbone, feature_cache(backbone))
+        prepared.write_features(extractor.features(prepared.texts()))
+        self.run.mark_done("prepared", inputs)
+        return prepared
+
+    def fit_graph(self) -> dict[str, Any]:
+        """The graph stage; returns its summary."""
+        self.prepare()
+        graph = self.settings.graph.model_dump(mode="json")
+        inputs = [__version__, self.dataset.fingerprint, self.settings.backbone.model_dump(mode="json"), graph]
+        if not self.run.is_done("graph", inputs):
+            candidates = self.run.stage("candidates")
+            self._run("graph", graph_loop, inputs, {"graph": graph, "out": str(candidates)})
+            keep_best(candidates, self.settings.graph, self.run.stage("graph"))
+            self.run.mark_done("graph", inputs)
+        return read_json(self.run.stage("graph") / "graph.json")
+
+    def fit_reward(self) -> dict[str, Any]:
+        """The frozen reward phase and the bundle; returns the phase's summary."""
+        graph = self.fit_graph()
+        reward = self.settings.reward.model_dump(mode="json")
+        inputs = [read_json(self.run.stage("graph") / "stage.json"), reward]
+        if not self.run.is_done("reward", inputs):
+            self._run("reward", reward_loop, inputs, {
+                "reward": reward, "graph": str(self.run.stage("graph")), "out": str(self.run.stage("reward")),
+            })
+            self.run.mark_done("reward", inputs)
+        onboarding = self.settings.onboarding.model_dump(mode="json")
+        bundle_inputs = [*inputs, onboarding]
+        if not self.run.is_done("onboarding", bundle_inputs) or not (self.run.stage("bundle") / "manifest.json").is_file():
+            self._assemble(graph)
+            self.run.mark_done("onboarding", bundle_inputs)
+        return read_json(self.run.stage("reward") / "reward.json")
+
+    def model(self) -> PersonalisedRewardModel:
+        """The bundle at work."""
+        return PersonalisedRewardModel.load(self.run.stage("bundle"), cached=True)
+
+    def oracle(self) -> RewardHead | None:
+        """The head trained on the users' true groups, where these are known. It is for evaluation: never in a bundle."""
+        if not (self.run.stage("reward") / "oracle.safetensors").is_file():
+            return None
+        return self._head("oracle", len(self.dataset.group_names))
+
+    def history(self, stage: str) -> list[dict[str, Any]]:
+        """The learning curve of a stage."""
+        return ProgressLog(self.run.log(stage)).read()
+
+    def _run(self, name: str, loop: Any, inputs: Any, config: dict[str, Any]) -> None:
+        log = ProgressLog(self.run.log(name))
+        attempt = self.run.attempt(name, inputs)
+        shared = {"prepared": str(self.run.stage("prepared")), "log": str(log.path)}
+        title = {"features": "Reading texts", "graph": "Graph stage", "reward": "Reward stage"}[name]
+        with ray_session(self.address), show_progress(self.console, title, log):
+            run_stage(
+                loop,
+                config | shared,
+                name=attempt,
+                storage=self.run.path / "checkpoints",
+                settings=self.settings.workers,
+            )
+
+    def _head(self, name: str, user_dim: int) -> RewardHead:
+        tensors = read_tensors(self.run.stage("reward") / f"{name}.safetensors")
+        head = make_head(
+            self.settings.reward.head, feature_dim=len(tensors["standardise.mean"]), user_dim=user_dim
+        )
+        head.load_state_dict(tensors)
+        return head.eval()
+
+    def _assemble(self, graph: dict[str, Any]) -> Manifest:
+        """Fits prototypes, chooses how users are onboarded, and writes the bundle."""
+        dataset, folder = self.dataset, self.run.stage("graph")
+        features = Prepared.open(self.run.stage("prepared")).features().float()
+        user_UD = read_tensors(folder / "users.safetensors")["embedding"]
+        responses = read_tensors(folder / "responses.safetensors")
+        encoder_settings = CandidateSettings.model_validate(graph["settings"]).encoder
+        encoder = GraphEncoder(
+            encoder_settings,
+            num_users=0,
+            num_responses=len(dataset.response_ids),
+            feature_dim=features.shape[1] if encoder_settings.uses_text else 0,
+        )
+        encoder.load_state_dict(read_tensors(folder / "encoder.safetensors"), strict=False)
+        train = dataset.select(split="train", cohort="seen")
+        seen_row = np.cumsum(dataset.seen) - 1
+        parts = BundleParts(
+            backbone=self.settings.backbone,
+            encoder=encoder.eval(),
+            user_ids=dataset.user_ids[dataset.seen],
+            user_UD=user_UD,
+            response_ids=dataset.response_ids,
+            response_keys=np.array(response_keys(dataset), dtype=object),
+            response_layers=responses["layers"],
+            response_degree=responses["degree"],
+            neighbours=NeighbourIndex.build(
+                seen_row[train.user], train.chosen, user_UD.numpy(), responses["layers"][-1].numpy()
+            ),
+            head_settings=self.settings.reward.head,
+            personalised=self._head("personalised", user_UD.shape[1]),
+            uniform=self._head("uniform", 0),
+            prototype_KD=torch.from_numpy(fit_prototypes(user_UD.numpy(), self.settings.onboarding.prototypes)),
+            onboarding=self.settings.onboarding,
+        )
+        chosen, tried = self._choose_onboarding(parts, features)
+        counts = {
+            "users": int(dataset.seen.sum()),
+            "responses": len(dataset.response_ids),
+            "comparisons": len(train),
+        }
+        final = BundleParts(**(vars(parts) | {"onboarding": chosen}))
+        self.run.stage("onboarding").mkdir(exist_ok=True)
+        write_json(self.run.stage("onboarding") / "onboarding.json", {"kind": chosen.kind, "tried": tried})
+        return write_bundle(self.run.stage("bundle"), final, dataset=dataset.fingerprint, counts=counts)
+
+    def _choose_onboarding(
+        self, parts: BundleParts, features: torch.Tensor
+    ) -> tuple[OnboardingSettings, dict[str, float]]:
+        """By the validation choices of unseen users; where there are none, of seen users as if they were new."""
+        dataset = self.dataset
+        cohort = "unseen" if len(dataset.select(split="valid", cohort="unseen")) else "seen"
+        pieces = [dataset.select(split=split, cohort=cohort) for split in ("train", "valid")]
+        users = np.unique(np.concatenate([piece.user for piece in pieces]))
+        embedded, held_out = (
+            Comparisons(np.searchsorted(users, piece.user), piece.chosen, piece.rejected) for piece in pieces
+        )
+        model = PersonalisedRewardModel(
+            Manifest(name="", dataset="", backbone={}, graph={}, reward={}, counts={}, files={}), parts
+        )
+        return choose_onboarding(
+            model, self.settings.onboarding, features, embedded, held_out, num_users=len(users)
+        )
+
+
+def _check_learnable(dataset: PreferenceDataset) -> None:
+    seen = int(dataset.seen.sum())
+    if seen < 2:
+        raise DataError(
+            f"There {'is one seen user' if seen == 1 else 'are no seen users'}; nothing can be learnt about how people differ.",
+            where="users",
+            fix="Give at least two users with cohort 'seen'.",
+        )
+    if not len(dataset.select(split="train", cohort="seen")):
+        raise DataError(
+            "No seen user has a train comparison.", where="comparisons", fix="Run `penchant data split` on the folder."
+        )

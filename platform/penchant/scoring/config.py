@@ -1,0 +1,25 @@
+"""Settings of onboarding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from penchant.config import Settings
+
+OnboardingKind = Literal["forward", "neighbours", "prototypes"]
+
+
+class OnboardingSettings(Settings):
+    """How a user who was not in training is embedded, without optimisation."""
+
+    kind: Literal["auto", "forward", "neighbours", "prototypes"] = "auto"
+    """`auto`: the one that ranks most validation choices of unseen users right. `forward`: the graph encoder over the
+    user's own edges. `neighbours`: the paper's. `prototypes`: weighed by the reward model's margins; any text will do."""
+    prototypes: int = Field(32, ge=1)
+    """Prototype users: k-means centres of the seen users' embeddings."""
+    temperatures: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    """Softmax temperatures of `prototypes` to choose from."""
+    neighbour_temperature: float = Field(0.07, gt=0)
+    """Softmax temperature of `neighbours` (CoPL, section 4.1)."""
