@@ -247,7 +247,9 @@ class Manifest:
             if not (folder / name).is_file():
                 raise ArtifactError("A file of the bundle is missing.", where=str(folder / name), fix="Make it again.")
             if verify and file_fingerprint(folder / name) != expected:
-                raise ArtifactError("It is not the file that was written.", where=str(folder / name), fix="Copy it again.")
+                raise ArtifactError(
+                    "It is not the file that was written.", where=str(folder / name), fix="Copy it again."
+                )
         return manifest
 
 

@@ -31,14 +31,23 @@ data_app.add_typer(import_app, name="import")
 console = Console()
 errors = Console(stderr=True)
 
-DataOption = Annotated[Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")]
-AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")]
-OverrideArguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as reward.steps=500.", show_default=False)
+DataOption = Annotated[
+    Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)
 ]
-BundleOption = Annotated[Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")
+]
+OverrideArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as reward.steps=500.", show_default=False),
+]
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)
+]
 
 
 @app.command()
@@ -150,7 +159,9 @@ def demo(
 @app.command()
 def score(
     bundle: BundleOption,
-    user: Annotated[str, typer.Option(help="Whose score; an unknown user gets the uniform one, and the answer says so.")],
+    user: Annotated[
+        str, typer.Option(help="Whose score; an unknown user gets the uniform one, and the answer says so.")
+    ],
     prompt: Annotated[str, typer.Option(help="What the responses answer.")],
     response: Annotated[list[str], typer.Option(help="A response; give it several times.")],
     onboarded: Annotated[Path | None, typer.Option(help="Users that `penchant onboard --out` wrote.")] = None,
@@ -172,10 +183,10 @@ def score(
     if as_json:
         console.print_json(json.dumps(vars(answer)))
         return
-    table = Table("Response", "Score", "Uniform", title=f"{escape(user)} ({answer.personalisation}), bundle {answer.bundle}")
-    for text, own, uniform in sorted(
-        zip(response, answer.score, answer.uniform, strict=True), key=lambda row: -row[1]
-    ):
+    table = Table(
+        "Response", "Score", "Uniform", title=f"{escape(user)} ({answer.personalisation}), bundle {answer.bundle}"
+    )
+    for text, own, uniform in sorted(zip(response, answer.score, answer.uniform, strict=True), key=lambda row: -row[1]):
         table.add_row(escape(text), f"{own:+.3f}", f"{uniform:+.3f}")
     console.print(table)
     if answer.personalisation == "unknown":
@@ -188,7 +199,9 @@ def onboard(
     comparisons: Annotated[
         Path, typer.Option(help="JSONL or Parquet with user_id, prompt, chosen, rejected (texts).", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Where the users go; `penchant score --onboarded` reads it.")] = Path("onboarded.json"),
+    out: Annotated[Path, typer.Option(help="Where the users go; `penchant score --onboarded` reads it.")] = Path(
+        "onboarded.json"
+    ),
 ) -> None:
     """Embed new users from a few comparisons of any texts, without optimisation.
 
@@ -202,7 +215,9 @@ def onboard(
     choices = read_choices(comparisons)
     model = PersonalisedRewardModel.load(bundle)
     embedding = model.onboard(choices)
-    write_onboarded(out, embedding, bundle=model.manifest.name, counts={user: len(rows) for user, rows in choices.items()})
+    write_onboarded(
+        out, embedding, bundle=model.manifest.name, counts={user: len(rows) for user, rows in choices.items()}
+    )
     console.print(
         f"{len(embedding)} user{'s' if len(embedding) != 1 else ''} onboarded ({model.parts.onboarding.kind}) into {out}."
     )
@@ -256,11 +271,15 @@ def data_check(folder: Annotated[Path, typer.Argument(help="A data set's folder.
         table = Table("What", "Value", title=str(folder))
         for name, value in summarise(dataset).as_dict().items():
             words = ", ".join(f"{key} {part:,}" for key, part in value.items()) if isinstance(value, dict) else value
-            number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
+            number = (
+                f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
+            )
             table.add_row(name.replace("_", " "), number)
         console.print(table)
     for problem in problems:
-        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}")
+        console.print(
+            f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}"
+        )
     if failed:
         raise typer.Exit(2)
     console.print("The data can be used." if not problems else "The data can be used; see the warnings.")
@@ -348,16 +367,19 @@ def _evaluate(stages: Any, bayes_accuracy: float | None = None) -> None:
     table.add_column("Method")
     columns = list(
         dict.fromkeys(
-            (cohort, kind) for cohorts in metrics["accuracy"].values() for cohort, kinds in cohorts.items() for kind in kinds
+            (cohort, kind)
+            for cohorts in metrics["accuracy"].values()
+            for cohort, kinds in cohorts.items()
+            for kind in kinds
         )
     )
     for cohort, kind in columns:
-        table.add_column(f"{cohort}\n{kind}", justify="right")
+        table.add_column(f"{cohort}\n{kind}".replace("controversial", "controv."), justify="right", no_wrap=True)
     for method, cohorts in metrics["accuracy"].items():
         cells = [cohorts[cohort][kind] for cohort, kind in columns]
         table.add_row(
             method.replace("_", " "),
-            *(f"{100 * cell['value']:.1f}\n[dim]{100 * cell['low']:.1f} to {100 * cell['high']:.1f}[/]" for cell in cells),
+            *(f"{100 * cell['value']:.1f}\n[dim]{100 * cell['low']:.1f}-{100 * cell['high']:.1f}[/]" for cell in cells),
         )
     console.print(table)
     from penchant.evaluation.report import headline

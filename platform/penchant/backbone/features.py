@@ -73,8 +73,14 @@ class FeatureExtractor:
             found = self.cache.load()
         return self._with_surface(texts, np.stack([found[key] for key in keys]).astype(np.float32))
 
-    def fill_cache(self, texts: Sequence[Text], *, rank: int = 0, world_size: int = 1,
-                   on_progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+    def fill_cache(
+        self,
+        texts: Sequence[Text],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> int:
         """Computes this worker's share of the texts that the cache lacks; returns how many it computed."""
         if self.cache is None:
             raise ValueError("fill_cache needs a cache.")

@@ -59,9 +59,7 @@ def load_backbone(settings: BackboneSettings, device: torch.device | str = "cpu"
     source = locate(settings.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
-        model = AutoModel.from_pretrained(
-            source, revision=settings.revision, dtype=getattr(torch, settings.precision)
-        )
+        model = AutoModel.from_pretrained(source, revision=settings.revision, dtype=getattr(torch, settings.precision))
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
             f"The base model {settings.name!r} could not be loaded ({_first_line(error)}).",

@@ -42,9 +42,7 @@ class Comparisons:
 
     def take(self, index: np.ndarray) -> Comparisons:
         """The rows at an index, or under a mask."""
-        return Comparisons(
-            **{name: None if column is None else column[index] for name, column in vars(self).items()}
-        )
+        return Comparisons(**{name: None if column is None else column[index] for name, column in vars(self).items()})
 
 
 class PreferenceDataset:
@@ -102,7 +100,7 @@ class PreferenceDataset:
         if errors:
             shown = "\n  ".join(str(problem) for problem in errors[:_SHOWN])
             total = sum(problem.count for problem in errors)
-            more = f"\n  ... `penchant data check` lists them all." if len(errors) > _SHOWN else ""
+            more = "\n  ... `penchant data check` lists them all." if len(errors) > _SHOWN else ""
             raise DataError(f"{total:,} problem{'s' if total > 1 else ''} in the data:\n  {shown}{more}", where=where)
         tables["comparisons"], mended = drop_repeats(tables["comparisons"])
         return cls(tables, [*problems, *mended])
@@ -142,7 +140,9 @@ class PreferenceDataset:
 
     def __repr__(self) -> str:
         seen = int(self.seen.sum())
-        splits = ", ".join(f"{int((self.comparisons.split == code).sum()):,} {name}" for code, name in enumerate(SPLITS))
+        splits = ", ".join(
+            f"{int((self.comparisons.split == code).sum()):,} {name}" for code, name in enumerate(SPLITS)
+        )
         return (
             f"PreferenceDataset({seen:,} seen and {len(self.seen) - seen:,} unseen users, {len(self.response_ids):,} "
             f"responses to {len(self.prompt_ids):,} prompts, comparisons: {splits})"
@@ -199,7 +199,9 @@ def write_tables(folder: Path, tables: Tables) -> None:
 
 def drop_repeats(comparisons: pa.Table) -> tuple[pa.Table, list[Problem]]:
     """Keeps a user's latest choice of a pair: by timestamp where there is one, else by row. Told as warnings."""
-    user, chosen, rejected = (_objects(comparisons, name).astype(str) for name in ("user_id", "chosen_id", "rejected_id"))
+    user, chosen, rejected = (
+        _objects(comparisons, name).astype(str) for name in ("user_id", "chosen_id", "rejected_id")
+    )
     flipped = chosen > rejected
     low, high = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
     codes = [np.unique(column, return_inverse=True)[1] for column in (user, low, high)]

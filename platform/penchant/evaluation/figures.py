@@ -29,9 +29,7 @@ def accuracy_bars(metrics: dict[str, Any]) -> go.Figure | None:
         return None
     figure = _figure("Share of held-out choices ranked right")
     for method, cohorts in accuracy.items():
-        cells = [
-            (f"{cohort}, {kind}", cell) for cohort, kinds in cohorts.items() for kind, cell in kinds.items()
-        ]
+        cells = [(f"{cohort}, {kind}", cell) for cohort, kinds in cohorts.items() for kind, cell in kinds.items()]
         values = np.array([cell["value"] for _, cell in cells])
         figure.add_bar(
             name=METHOD_NAMES[method],
@@ -49,7 +47,10 @@ def accuracy_bars(metrics: dict[str, Any]) -> go.Figure | None:
     figure.add_hline(y=0.5, line_dash="dot", line_color="#8a8f98", annotation_text="chance")
     if "bayes_accuracy" in metrics:
         figure.add_hline(
-            y=metrics["bayes_accuracy"], line_dash="dash", line_color="#2a9d6f", annotation_text="best reachable (Bayes)"
+            y=metrics["bayes_accuracy"],
+            line_dash="dash",
+            line_color="#2a9d6f",
+            annotation_text="best reachable (Bayes)",
         )
     lowest = min(cell["low"] for cohorts in accuracy.values() for kinds in cohorts.values() for cell in kinds.values())
     figure.update_yaxes(range=[min(0.4, lowest - 0.03), 1.0], tickformat=".0%")
@@ -164,9 +165,7 @@ def reliability(metrics: dict[str, Any]) -> go.Figure | None:
     if not calibration:
         return None
     figure = _figure("Share ranked right")
-    figure.add_scatter(
-        x=[0.5, 1], y=[0.5, 1], mode="lines", name="perfect", line={"dash": "dot", "color": "#8a8f98"}
-    )
+    figure.add_scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", name="perfect", line={"dash": "dot", "color": "#8a8f98"})
     for method, cohorts in calibration.items():
         bins = (cohorts.get("seen") or cohorts.get("unseen"))["bins"]
         figure.add_scatter(

@@ -49,9 +49,7 @@ class Bootstrap:
             return sparse.csr_matrix((value[mask], (user[mask], prompt[mask])), shape=shape)
 
         counts = {cell: table(np.ones(len(user)), mask) for cell, mask in self.cells.items()}
-        sums = {
-            (name, *cell): table(right[name], mask) for name in self.methods for cell, mask in self.cells.items()
-        }
+        sums = {(name, *cell): table(right[name], mask) for name in self.methods for cell, mask in self.cells.items()}
         self.count = {cell: int(mask.sum()) for cell, mask in self.cells.items()}
         self.value = {
             (name, *cell): float(right[name][mask].mean()) for name in self.methods for cell, mask in self.cells.items()
@@ -65,9 +63,7 @@ class Bootstrap:
             for key, matrix in sums.items():
                 total = totals[key[1:]]
                 drawn[key].append(
-                    np.divide(
-                        _weighted(user_BU, matrix, prompt_BP), total, out=np.full(size, np.nan), where=total > 0
-                    )
+                    np.divide(_weighted(user_BU, matrix, prompt_BP), total, out=np.full(size, np.nan), where=total > 0)
                 )
         self.resampled = {key: np.concatenate(parts) for key, parts in drawn.items()}
 

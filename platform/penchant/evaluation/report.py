@@ -60,9 +60,7 @@ def headline(metrics: dict[str, Any]) -> list[str]:
     """What the numbers say, in words, a sentence for each cohort. A difference that may be none is said to be none."""
     sentences = []
     for cohort, users in (("seen", "users seen in training"), ("unseen", "new users, onboarded")):
-        cells = {
-            name: table.get(cohort, {}).get("all") for name, table in metrics.get("accuracy", {}).items()
-        }
+        cells = {name: table.get(cohort, {}).get("all") for name, table in metrics.get("accuracy", {}).items()}
         gain = metrics.get("differences", {}).get("personalised-uniform", {}).get(cohort, {}).get("all")
         if not gain or not cells.get("personalised") or not cells.get("uniform"):
             continue

@@ -50,7 +50,12 @@ def embed_users(
         response_degree: (2, R): edges of each sign in training; 0 for fresh responses.
     """
     shard = PreferenceShard.build(
-        user, chosen, rejected, np.arange(len(user)), first_user=0, num_users=num_users,
+        user,
+        chosen,
+        rejected,
+        np.arange(len(user)),
+        first_user=0,
+        num_users=num_users,
         num_responses=response_layers.shape[1],
     )
     signs = []

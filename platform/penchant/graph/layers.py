@@ -180,9 +180,7 @@ class GatLayer(PreferenceLayer):
         summed_RD = graph.collective.sum(aggregate_to_responses(weights.edges, share_E, sent_UD))
         return summed_RD / total_R.clamp(min=1e-12)[:, None]
 
-    def _logits(
-        self, sign: int, receiver_ND: Tensor, receiver_E: Tensor, sent_ND: Tensor, sender_E: Tensor
-    ) -> Tensor:
+    def _logits(self, sign: int, receiver_ND: Tensor, receiver_E: Tensor, sent_ND: Tensor, sender_E: Tensor) -> Tensor:
         received_N = receiver_ND @ self.attention[sign, 0]
         sent_N = sent_ND @ self.attention[sign, 1]
         return functional.leaky_relu(received_N[receiver_E] + sent_N[sender_E], LEAK)

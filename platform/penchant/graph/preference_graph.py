@@ -117,7 +117,11 @@ def inverse_root(degree: Tensor) -> Tensor:
 
 
 def messages(
-    shard: PreferenceShard, collective: Collective, *, positive: Tensor | None = None, negative: Tensor | None = None,
+    shard: PreferenceShard,
+    collective: Collective,
+    *,
+    positive: Tensor | None = None,
+    negative: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Messages:
     """The message-passing view of a shard; `positive` and `negative` (C,) say which edges are visible (default: all)."""

@@ -116,7 +116,9 @@ class _AggregateToUsers(torch.autograd.Function):
         (user_UD,) = gradients
         weight_E, response_RD = ctx.saved_tensors
         weight_gradient = _dots(ctx.edges, user_UD, response_RD) if ctx.needs_input_grad[1] else None
-        response_gradient = _to_responses(ctx.edges, weight_E, user_UD.contiguous()) if ctx.needs_input_grad[2] else None
+        response_gradient = (
+            _to_responses(ctx.edges, weight_E, user_UD.contiguous()) if ctx.needs_input_grad[2] else None
+        )
         return None, weight_gradient, response_gradient
 
 

@@ -152,7 +152,9 @@ class GraphTrainer:
             self.valid.negative, user_UD, response_RD
         )
         right = (margin_C > 0).double().sum() + 0.5 * (margin_C == 0).double().sum()
-        total = self.collective.sum(torch.stack([right, torch.tensor(float(len(margin_C)), device=right.device).double()]))
+        total = self.collective.sum(
+            torch.stack([right, torch.tensor(float(len(margin_C)), device=right.device).double()])
+        )
         return float(total[0] / total[1].clamp(min=1))
 
     def run(self) -> Iterator[GraphProgress]:

@@ -5,7 +5,6 @@ Shapes: N texts, F features, H hidden, D user embedding.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from penchant.backbone.standardise import Standardise
@@ -37,9 +36,7 @@ class TwoTermHead(RewardHead):
 
     def __init__(self, settings: HeadSettings, feature_dim: int, user_dim: int) -> None:
         super().__init__(feature_dim)
-        self.encode = nn.Sequential(
-            nn.Linear(feature_dim, settings.hidden), nn.ReLU(), nn.Dropout(settings.dropout)
-        )
+        self.encode = nn.Sequential(nn.Linear(feature_dim, settings.hidden), nn.ReLU(), nn.Dropout(settings.dropout))
         self.shared = nn.Linear(settings.hidden, 1, bias=False)  # a constant would cancel in every comparison
         # No dead parameters: a model without users has no user term.
         self.personal = nn.Linear(user_dim, settings.hidden, bias=False) if user_dim else None

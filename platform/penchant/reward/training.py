@@ -85,9 +85,7 @@ class RewardTrainer:
             self.heads[name] = head.to(device)
         self.wrapped = {name: wrap(head) for name, head in self.heads.items()}
         self.optimizers = {
-            name: torch.optim.AdamW(
-                head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
+            name: torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
             for name, head in self.heads.items()
         }
         self.step_number = 0

@@ -1,14 +1,14 @@
 """The bundle: everything that one trained model needs, in one folder.
 
-    manifest.json                what it is, and the sha256 of every other file
-    graph/encoder.safetensors    the graph encoder
-    graph/users.parquet          ids of the seen users, in row order
-    graph/users.safetensors      their embeddings (U, D), L2-normalised
-    graph/responses.parquet      ids and text keys of the responses, in row order
-    graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees (2, R)
-    graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
-    reward/personalised.safetensors, reward/uniform.safetensors   the heads
-    reward/prototypes.safetensors                                 prototype users (K, D)
+manifest.json                what it is, and the sha256 of every other file
+graph/encoder.safetensors    the graph encoder
+graph/users.parquet          ids of the seen users, in row order
+graph/users.safetensors      their embeddings (U, D), L2-normalised
+graph/responses.parquet      ids and text keys of the responses, in row order
+graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees (2, R)
+graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
+reward/personalised.safetensors, reward/uniform.safetensors   the heads
+reward/prototypes.safetensors                                 prototype users (K, D)
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ def _read_head(tensors: dict[str, Tensor], settings: HeadSettings, user_dim: int
     try:
         head.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArtifactError(f"A head does not fit its settings ({error}).", where=str(where), fix="Make it again.") from None
+        raise ArtifactError(
+            f"A head does not fit its settings ({error}).", where=str(where), fix="Make it again."
+        ) from None
     return head.eval()
 
 

@@ -33,9 +33,9 @@ def choose_onboarding(
     accuracy: dict[str, float] = {}
     options: dict[str, OnboardingSettings] = {}
     for kind, temperature in _options(model, settings):
-        embedding = model.embed(
-            onboarding, feature_RF, known, num_users=num_users, kind=kind, temperature=temperature
-        )[user]
+        embedding = model.embed(onboarding, feature_RF, known, num_users=num_users, kind=kind, temperature=temperature)[
+            user
+        ]
         chosen, rejected = (
             model.parts.personalised.score(hidden[rows], embedding) for rows in (held_out.chosen, held_out.rejected)
         )

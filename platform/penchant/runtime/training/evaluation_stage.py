@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from penchant import __version__
 from penchant.artifacts import read_json, write_json
@@ -24,14 +22,18 @@ from penchant.evaluation.metrics import (
 )
 from penchant.evaluation.report import MapPoints, write_report
 from penchant.evaluation.users import group_purity, project_users
-from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.stages import Stages
 
 
-def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, started: float | None = None) -> dict[str, Any]:
-    """Evaluates the bundle of a run and writes `metrics.json` and `report.html`; returns the metrics."""
-    started = time.monotonic() if started is None else started
+def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str, Any]:
+    """Judges the bundle of a run and writes `metrics.json` and `report.html`; returns the metrics.
+
+    Stages that are not done are run first.
+
+    Args:
+        bayes_accuracy: The best reachable accuracy, where it is known by construction (the planted world).
+    """
     dataset, settings = stages.dataset, stages.settings.evaluation
     graph, reward = stages.fit_graph(), stages.fit_reward()
     feature_RF = Prepared.open(stages.run.stage("prepared")).features()
@@ -60,7 +62,7 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, started: fl
         }
     if bayes_accuracy is not None:
         metrics["bayes_accuracy"] = bayes_accuracy
-    metrics["run"]["seconds"] = round(time.monotonic() - started, 1)
+    metrics["run"]["seconds"] = round(time.monotonic() - stages.started, 1)
     write_json(stages.run.path / "metrics.json", metrics)
     write_report(stages.run.path / "report.html", metrics, _map_points(dataset, users))
     return metrics
@@ -82,7 +84,9 @@ def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float
 def _notes(dataset: PreferenceDataset, has_oracle: bool) -> list[str]:
     notes = [str(warning) for warning in dataset.warnings]
     if not has_oracle:
-        notes.append("The users' true groups are not known: there is no oracle, and the wrong user is a random other one.")
+        notes.append(
+            "The users' true groups are not known: there is no oracle, and the wrong user is a random other one."
+        )
     if dataset.comparisons.controversial is None:
         notes.append("The comparisons do not say which pairs are controversial: only all of them are shown.")
     if dataset.seen.all():

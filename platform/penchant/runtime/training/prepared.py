@@ -1,9 +1,9 @@
 """What the workers read: the data set in integer codes, in files that each worker can take its part of.
 
-    texts.parquet          prompt and response, in row order (R)
-    comparisons.parquet    seen users' train and valid comparisons as rows: user (ascending), chosen, rejected, valid
-    features.safetensors   features of the responses (R, F), float16
-    groups.safetensors     one-hot groups of the seen users (U, G), where groups are known: for the oracle alone
+texts.parquet          prompt and response, in row order (R)
+comparisons.parquet    seen users' train and valid comparisons as rows: user (ascending), chosen, rejected, valid
+features.safetensors   features of the responses (R, F), float16
+groups.safetensors     one-hot groups of the seen users (U, G), where groups are known: for the oracle alone
 """
 
 from __future__ import annotations
@@ -107,7 +107,5 @@ def prepare(dataset: PreferenceDataset, folder: Path) -> Prepared:
             group = torch.from_numpy(dataset.group[dataset.seen])
             one_hot = torch.nn.functional.one_hot(group, len(dataset.group_names)).float()
             write_tensors(draft / "groups.safetensors", {"group": one_hot})
-        write_json(
-            draft / "counts.json", {"users": int(dataset.seen.sum()), "responses": len(dataset.response_ids)}
-        )
+        write_json(draft / "counts.json", {"users": int(dataset.seen.sum()), "responses": len(dataset.response_ids)})
     return Prepared.open(folder)

@@ -1,13 +1,13 @@
 """The folder of one run: who it belongs to, and which stages are done.
 
-    run.json          data set and settings that it belongs to
-    config.yaml       the settings, as `--config` takes them
-    prepared/         the data set in integer codes, and its features
-    graph/  reward/   what the stages left; `stage.json` says for which inputs
-    bundle/           the model
-    metrics.json  report.html
-    progress/         JSON lines: the learning curves
-    checkpoints/      Ray Train's
+run.json          data set and settings that it belongs to
+config.yaml       the settings, as `--config` takes them
+prepared/         the data set in integer codes, and its features
+graph/  reward/   what the stages left; `stage.json` says for which inputs
+bundle/           the model
+metrics.json  report.html
+progress/         JSON lines: the learning curves
+checkpoints/      Ray Train's
 """
 
 from __future__ import annotations

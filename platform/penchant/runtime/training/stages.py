@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from penchant.runtime.training.prepared import Prepared, prepare
 from penchant.runtime.training.progress import ProgressLog, show_progress
 from penchant.runtime.training.reward_stage import reward_loop
 from penchant.runtime.training.run_folder import RunFolder
-from penchant.runtime.training.workers import ray_session, run_stage
+from penchant.runtime.training.workers import run_stage, start_ray
 from penchant.scoring.bundle import BundleParts, write_bundle
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.model import PersonalisedRewardModel
@@ -59,6 +60,7 @@ class Stages:
         *,
         address: str | None = None,
     ) -> None:
+        self.started = time.monotonic()
         self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
         _check_learnable(dataset)
         FeatureExtractor(settings.backbone).check()
@@ -73,10 +75,15 @@ class Stages:
             return Prepared.open(folder)
         prepared = prepare(self.dataset, folder)
         if missing_texts(backbone, prepared):
-            self._run("features", feature_loop, inputs, {
-                "backbone": backbone.model_dump(mode="json"),
-                "cache": str(feature_cache(backbone).folder.resolve()),
-            })
+            self._run(
+                "features",
+                feature_loop,
+                inputs,
+                {
+                    "backbone": backbone.model_dump(mode="json"),
+                    "cache": str(feature_cache(backbone).folder.resolve()),
+                },
+            )
         extractor = FeatureExtractor(backbone, feature_cache(backbone))
         prepared.write_features(extractor.features(prepared.texts()))
         self.run.mark_done("prepared", inputs)
@@ -100,13 +107,23 @@ class Stages:
         reward = self.settings.reward.model_dump(mode="json")
         inputs = [read_json(self.run.stage("graph") / "stage.json"), reward]
         if not self.run.is_done("reward", inputs):
-            self._run("reward", reward_loop, inputs, {
-                "reward": reward, "graph": str(self.run.stage("graph")), "out": str(self.run.stage("reward")),
-            })
+            self._run(
+                "reward",
+                reward_loop,
+                inputs,
+                {
+                    "reward": reward,
+                    "graph": str(self.run.stage("graph")),
+                    "out": str(self.run.stage("reward")),
+                },
+            )
             self.run.mark_done("reward", inputs)
         onboarding = self.settings.onboarding.model_dump(mode="json")
         bundle_inputs = [*inputs, onboarding]
-        if not self.run.is_done("onboarding", bundle_inputs) or not (self.run.stage("bundle") / "manifest.json").is_file():
+        if (
+            not self.run.is_done("onboarding", bundle_inputs)
+            or not (self.run.stage("bundle") / "manifest.json").is_file()
+        ):
             self._assemble(graph)
             self.run.mark_done("onboarding", bundle_inputs)
         return read_json(self.run.stage("reward") / "reward.json")
@@ -130,7 +147,8 @@ class Stages:
         attempt = self.run.attempt(name, inputs)
         shared = {"prepared": str(self.run.stage("prepared")), "log": str(log.path)}
         title = {"features": "Reading texts", "graph": "Graph stage", "reward": "Reward stage"}[name]
-        with ray_session(self.address), show_progress(self.console, title, log):
+        start_ray(self.address)
+        with show_progress(self.console, title, log):
             run_stage(
                 loop,
                 config | shared,
@@ -141,9 +159,7 @@ class Stages:
 
     def _head(self, name: str, user_dim: int) -> RewardHead:
         tensors = read_tensors(self.run.stage("reward") / f"{name}.safetensors")
-        head = make_head(
-            self.settings.reward.head, feature_dim=len(tensors["standardise.mean"]), user_dim=user_dim
-        )
+        head = make_head(self.settings.reward.head, feature_dim=len(tensors["standardise.mean"]), user_dim=user_dim)
         head.load_state_dict(tensors)
         return head.eval()
 
@@ -206,9 +222,7 @@ class Stages:
         model = PersonalisedRewardModel(
             Manifest(name="", dataset="", backbone={}, graph={}, reward={}, counts={}, files={}), parts
         )
-        return choose_onboarding(
-            model, self.settings.onboarding, features, embedded, held_out, num_users=len(users)
-        )
+        return choose_onboarding(model, self.settings.onboarding, features, embedded, held_out, num_users=len(users))
 
 
 def _check_learnable(dataset: PreferenceDataset) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,27 +32,22 @@ class WorkerGroup:
     use_gpu: bool
 
 
-@contextlib.contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
-    """Joins a running Ray cluster, or starts one on this machine for the time of the block.
+def start_ray(address: str | None = None) -> None:
+    """Joins a running Ray cluster, or starts one on this machine; it lives as long as this process. Idempotent.
 
     Raises:
         TrainingError: There is no cluster at the address.
     """
     if ray.is_initialized():
-        yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A report waits for the controller's next look; its default is 2 s (measured: 2 s a report, 0.2 s with this).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Ray Train's own messages repeat what the progress bar shows; errors reach us as exceptions.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    local = {} if address else {"include_dashboard": False}
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
-        ray.init(
-            address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=True, **local
-        )
+        # Ray's own messages repeat what the progress bar shows; errors reach us as exceptions.
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise
@@ -61,10 +55,6 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             f"There is no Ray cluster to join ({error}).", where=f"--address {address}", fix="Check the address."
         ) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def choose_workers(settings: WorkerSettings) -> WorkerGroup:

@@ -1,0 +1,48 @@
+# `make demo` and `make test` each set everything up by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Say what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.PHONY: setup
+setup: $(STAMP)  ## Make the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "penchant needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $(STAMP)
+
+.PHONY: demo
+demo: $(STAMP)  ## Train, judge and show a personalised reward model on the planted world
+	$(BIN)/penchant demo
+
+.PHONY: test
+test: lint  ## Everything that CI runs
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: $(STAMP)  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(STAMP)  ## Put the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/benchmarks/NAME.json
+	@for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+
+.PHONY: clean
+clean:  ## Remove the environment and what tools left
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis platform/*.egg-info

@@ -1,0 +1,154 @@
+"""TRL's preference formats, with a column that says whose choice it is.
+
+Plain or conversational, with an explicit prompt or with the prompt as what `chosen` and `rejected` begin with; JSONL or
+Parquet (https://huggingface.co/docs/trl/dataset_formats#preference).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penchant.data.dataset import write_tables
+from penchant.errors import DataError
+
+_KEPT = ("split", "controversial", "timestamp")
+
+
+def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
+    """Makes a data set folder; returns what it holds and what to run next, in words.
+
+    Ids are hashes of the texts, so that the same response in two rows is one response. `split`, `controversial` and
+    `timestamp` are kept where they are given, and so are `cohort` and `group` of users.
+
+    Raises:
+        DataError: The file is missing or unreadable, or a row is not in the format; told with its row and value.
+        OutputError: `out` is there and not empty.
+    """
+    responses: dict[str, dict[str, str]] = {}
+    comparisons: list[dict[str, Any]] = []
+    users: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(_rows(source)):
+        where = f"{source}, row {number}"
+        user = row.get(user_column)
+        if not isinstance(user, str) or not user.strip():
+            raise DataError(
+                f"{user_column!r} must be a text (got {user!r}); the row has {', '.join(row)}.",
+                where=where,
+                fix="Name the column that says whose choice it is with --user-column.",
+            )
+        prompt, chosen, rejected = _texts(row, where)
+        ids = [_key(prompt, text) for text in (chosen, rejected)]
+        for identity, text in zip(ids, (chosen, rejected), strict=True):
+            responses[identity] = {
+                "response_id": identity, "prompt_id": _key(prompt), "prompt": prompt, "response": text,
+            }  # fmt: skip
+        kept = {name: row[name] for name in _KEPT if row.get(name) is not None}
+        comparisons.append(
+            {"user_id": user, "prompt_id": _key(prompt), "chosen_id": ids[0], "rejected_id": ids[1]} | kept
+        )
+        facts = {name: str(row[name]) for name in ("cohort", "group") if row.get(name) is not None}
+        users.setdefault(user, {"user_id": user}).update(facts)
+    if not comparisons:
+        raise DataError("There is no row.", where=str(source), fix="Give at least one comparison.")
+    tables = {
+        "responses": pa.Table.from_pylist(list(responses.values())),
+        "comparisons": _table(comparisons, _KEPT),
+        "users": _table(list(users.values()), ("cohort", "group")),
+    }
+    write_tables(out, tables)
+    words = f"{len(comparisons):,} comparisons of {len(users):,} users on {len(responses):,} responses, in {out}."
+    missing = [
+        name
+        for name, table in (("split", "comparisons"), ("cohort", "users"))
+        if name not in tables[table].column_names
+    ]
+    return words + (f" It has no {' and no '.join(missing)}: run `penchant data split {out} OUT`." if missing else "")
+
+
+def _rows(source: Path) -> Iterator[dict[str, Any]]:
+    if not source.is_file():
+        raise DataError("There is no such file.", where=str(source), fix="Give a JSONL or Parquet file.")
+    if source.suffix == ".parquet":
+        try:
+            yield from pq.read_table(source).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"It cannot be read as Parquet ({error}).", where=str(source), fix="Write it again."
+            ) from None
+        return
+    with source.open(encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"It is not JSON ({error}).", where=f"{source}, line {number + 1}", fix="Write one object a line."
+                ) from None
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"It is a {type(row).__name__}, not an object.",
+                    where=f"{source}, line {number + 1}",
+                    fix="Mend it.",
+                )
+            yield row
+
+
+def _texts(row: dict[str, Any], where: str) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected as plain texts."""
+    for name in ("chosen", "rejected"):
+        if name not in row:
+            raise DataError(f"There is no {name!r}; the row has {', '.join(row)}.", where=where, fix="Add it.")
+    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
+    if prompt is None:
+        length = len(os.path.commonprefix([chosen, rejected]))
+        if isinstance(chosen, str):
+            # Back to a word's start: texts may by chance begin alike.
+            while length and not chosen[length - 1].isspace():
+                length -= 1
+        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    texts = tuple(
+        _plain(value, name, where) for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
+    )
+    return texts[0], texts[1], texts[2]
+
+
+def _plain(value: Any, name: str, where: str) -> str:
+    if isinstance(value, list):
+        for message in value:
+            if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+                raise DataError(
+                    f"{name} has a message that is not {{role, content}}: {str(message)[:80]!r}.",
+                    where=where,
+                    fix="Mend it.",
+                )
+        single = len(value) == 1
+        value = "\n\n".join(
+            message["content"] if single else f"{message.get('role', 'user')}: {message['content']}"
+            for message in value
+        )
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"{name} must be a text that is not blank (got {value!r}).", where=where, fix="Mend or drop it."
+        )
+    return value.strip()
+
+
+def _table(rows: list[dict[str, Any]], optional: tuple[str, ...]) -> pa.Table:
+    """A table with the optional columns that at least one row has."""
+    columns = [name for name in rows[0] if name not in optional]
+    columns += [name for name in optional if any(name in row for row in rows)]
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
+
+
+def _key(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,70 @@
+"""Adding splits and cohorts to tables that lack them: by prompt and by user, seeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from penchant.data.dataset import PreferenceDataset, read_tables, write_tables
+from penchant.errors import ConfigError, DataError
+
+
+def split_dataset(
+    folder: Path,
+    out: Path,
+    *,
+    test_prompts: float = 0.1,
+    valid: float = 0.1,
+    unseen: float = 0.05,
+    seed: int = 0,
+) -> PreferenceDataset:
+    """Copies a data set, with `split` added to comparisons and `cohort` to users where they are missing.
+
+    Whole prompts go to test, so that none leaks. Of each user's other comparisons a share goes to valid, and at least one
+    stays in train. A folder without a users table gets one.
+
+    Raises:
+        ConfigError: A share outside [0, 1).
+        DataError: The tables cannot be read or break the contract.
+        OutputError: `out` is there and not empty.
+    """
+    for name, share in (("test_prompts", test_prompts), ("valid", valid), ("unseen", unseen)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name} is {share}; it is a share.", where="data split", fix="Use 0 up to less than 1.")
+    random = np.random.default_rng(seed)
+    has_users = (folder / "users.parquet").exists() or (folder / "users").exists()
+    tables = read_tables(folder, ("responses", "comparisons", "users") if has_users else ("responses", "comparisons"))
+    comparisons = tables["comparisons"]
+    for column in ("user_id", "prompt_id"):
+        if column not in comparisons.column_names:
+            raise DataError(f"There is no column {column!r}.", where=f"{folder}: comparisons", fix="Add it.")
+    if not has_users:
+        ids = sorted(set(comparisons["user_id"].drop_null().to_pylist()))
+        tables["users"] = pa.table({"user_id": pa.array(ids, pa.string())})
+    if "cohort" not in tables["users"].column_names:
+        apart = random.random(tables["users"].num_rows) < unseen
+        tables["users"] = tables["users"].append_column("cohort", pa.array(np.where(apart, "unseen", "seen")))
+    if "split" not in comparisons.column_names:
+        split = _splits(comparisons, test_prompts, valid, random)
+        tables["comparisons"] = comparisons.append_column("split", pa.array(split))
+    dataset = PreferenceDataset.from_tables(**tables, where=str(folder))
+    write_tables(out, dataset.tables())
+    return dataset
+
+
+def _splits(comparisons: pa.Table, test_prompts: float, valid: float, random: np.random.Generator) -> np.ndarray:
+    _, prompt = np.unique(np.array(comparisons["prompt_id"].to_pylist(), dtype=str), return_inverse=True)
+    _, user = np.unique(np.array(comparisons["user_id"].to_pylist(), dtype=str), return_inverse=True)
+    prompts = int(prompt.max(initial=-1)) + 1
+    held_out = random.permutation(prompts)[: round(test_prompts * prompts)]
+    split = np.where(np.isin(prompt, held_out), "test", "train").astype(object)
+    rest = np.flatnonzero(split == "train")
+    order = rest[np.lexsort((random.random(len(rest)), user[rest]))]
+    start = np.searchsorted(user[order], user[order])
+    count = np.bincount(user[order], minlength=int(user.max(initial=-1)) + 1)[user[order]]
+    rank = np.arange(len(order)) - start
+    # Rounded down, so that somebody with few comparisons keeps them all for training.
+    split[order[rank < np.minimum(np.floor(valid * count + 1e-9), count - 1)]] = "valid"
+    return split
