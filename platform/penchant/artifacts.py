@@ -138,9 +138,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     return {f"{names[index]}.{moment}": value for index, moments in state.items() for moment, value in moments.items()}
 
 
-def load_optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
-) -> None:
+def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Restores what `optimizer_tensors` named."""
     state = optimizer.state_dict()
     state["state"] = {}
@@ -247,9 +245,7 @@ class Manifest:
             if not (folder / name).is_file():
                 raise ArtifactError("A file of the bundle is missing.", where=str(folder / name), fix="Make it again.")
             if verify and file_fingerprint(folder / name) != expected:
-                raise ArtifactError(
-                    "It is not the file that was written.", where=str(folder / name), fix="Copy it again."
-                )
+                raise ArtifactError("It is not the file that was written.", where=str(folder / name), fix="Copy it again.")
         return manifest
 
 

@@ -31,23 +31,15 @@ data_app.add_typer(import_app, name="import")
 console = Console()
 errors = Console(stderr=True)
 
-DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)
-]
+DataOption = Annotated[Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")
-]
-AddressOption = Annotated[
-    str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")
-]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")]
 OverrideArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as reward.steps=500.", show_default=False),
 ]
-BundleOption = Annotated[
-    Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)
-]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)]
 
 
 @app.command()
@@ -124,9 +116,7 @@ def evaluate(
 
 
 @app.command()
-def demo(
-    out: OutOption = Path("runs/demo"), overrides: OverrideArguments = None, address: AddressOption = None
-) -> None:
+def demo(out: OutOption = Path("runs/demo"), overrides: OverrideArguments = None, address: AddressOption = None) -> None:
     """The whole thing on the planted world, whose right answer is known: generate, fit, score, report."""
     from penchant.data.planted import PlantedWorld, load_truth, save_planted
 
@@ -138,16 +128,7 @@ def demo(
     stages = _stages(folder, out, None, overrides, address)
     stages.fit_reward()
     _evaluate(stages, bayes_accuracy=truth["bayes_accuracy"])
-    model, dataset = stages.model(), stages.dataset
-    test = dataset.select(split="test", cohort="seen")
-    first = next(row for row in range(len(test)) if test.controversial is None or test.controversial[row])
-    user, pair = dataset.user_ids[test.user[first]], (test.chosen[first], test.rejected[first])
-    prompt = dataset.prompts[dataset.prompt_of_response[pair[0]]]
-    answer = model.score(user, prompt, [dataset.responses[row] for row in pair])
-    table = Table("What", "Text", f"{user}'s score", "Uniform", title=f"One choice that the model never saw: {prompt}")
-    for words, row, own, uniform in zip(("chosen", "rejected"), pair, answer.score, answer.uniform, strict=True):
-        table.add_row(words, dataset.responses[row], f"{own:+.2f}", f"{uniform:+.2f}")
-    console.print(table)
+    user, prompt = _show_two_users(stages)
     console.print(
         "\nScore texts of your own:\n  penchant score --bundle "
         f"{out}/bundle --user {user} --prompt {json.dumps(prompt)} --response 'One text.' --response 'Another.'",
@@ -156,12 +137,29 @@ def demo(
     )
 
 
+def _show_two_users(stages: Any) -> tuple[str, str]:
+    """The first test pair that tastes disagree on, as two users of different groups see it; returns a user and the prompt."""
+    model, dataset = stages.model(), stages.dataset
+    test = dataset.select(split="test", cohort="seen")
+    pair = next(row for row in range(len(test)) if test.controversial[row])
+    rows = (test.chosen[pair], test.rejected[pair])
+    first = test.user[pair]
+    second = next(row for row in test.user if dataset.group[row] != dataset.group[first])
+    users = [dataset.user_ids[row] for row in (first, second)]
+    prompt = dataset.prompts[dataset.prompt_of_response[rows[0]]]
+    answers = [model.score(user, prompt, [dataset.responses[row] for row in rows]) for user in users]
+    table = Table("Text", *users, "Uniform", title=f"A pair that the model never saw, as two users see it: {prompt}")
+    for number, row in enumerate(rows):
+        own = [f"{answer.score[number]:+.2f}" for answer in answers]
+        table.add_row(escape(dataset.responses[row]), *own, f"{answers[0].uniform[number]:+.2f}", end_section=True)
+    console.print(table)
+    return users[0], prompt
+
+
 @app.command()
 def score(
     bundle: BundleOption,
-    user: Annotated[
-        str, typer.Option(help="Whose score; an unknown user gets the uniform one, and the answer says so.")
-    ],
+    user: Annotated[str, typer.Option(help="Whose score; an unknown user gets the uniform one, and the answer says so.")],
     prompt: Annotated[str, typer.Option(help="What the responses answer.")],
     response: Annotated[list[str], typer.Option(help="A response; give it several times.")],
     onboarded: Annotated[Path | None, typer.Option(help="Users that `penchant onboard --out` wrote.")] = None,
@@ -171,7 +169,7 @@ def score(
 
     Example:
 
-        penchant score --bundle runs/demo/bundle --user user-0001 --prompt 'Explain tides.' --response 'Moon.' --response 'Well...'
+        penchant score --bundle runs/demo/bundle --user user-0001 --prompt 'Explain tides.' --response 'The moon.' --response 'Ha!'
     """
     from penchant.scoring.model import PersonalisedRewardModel
     from penchant.scoring.onboarded import read_onboarded
@@ -183,9 +181,7 @@ def score(
     if as_json:
         console.print_json(json.dumps(vars(answer)))
         return
-    table = Table(
-        "Response", "Score", "Uniform", title=f"{escape(user)} ({answer.personalisation}), bundle {answer.bundle}"
-    )
+    table = Table("Response", "Score", "Uniform", title=f"{escape(user)} ({answer.personalisation}), bundle {answer.bundle}")
     for text, own, uniform in sorted(zip(response, answer.score, answer.uniform, strict=True), key=lambda row: -row[1]):
         table.add_row(escape(text), f"{own:+.3f}", f"{uniform:+.3f}")
     console.print(table)
@@ -215,9 +211,7 @@ def onboard(
     choices = read_choices(comparisons)
     model = PersonalisedRewardModel.load(bundle)
     embedding = model.onboard(choices)
-    write_onboarded(
-        out, embedding, bundle=model.manifest.name, counts={user: len(rows) for user, rows in choices.items()}
-    )
+    write_onboarded(out, embedding, bundle=model.manifest.name, counts={user: len(rows) for user, rows in choices.items()})
     console.print(
         f"{len(embedding)} user{'s' if len(embedding) != 1 else ''} onboarded ({model.parts.onboarding.kind}) into {out}."
     )
@@ -248,7 +242,7 @@ def bundle_diff(first: Path, second: Path) -> None:
     manifests = [vars(Manifest.read(folder)) for folder in (first, second)]
     table = Table("What", str(first), str(second), title="Differences")
     for name in manifests[0]:
-        left, right = ({key: value for key, value in _flatten(name, manifest[name])} for manifest in manifests)
+        left, right = (dict(_flatten(name, manifest[name])) for manifest in manifests)
         for key in sorted(left | right):
             if left.get(key) != right.get(key):
                 table.add_row(key, escape(str(left.get(key, "-"))[:40]), escape(str(right.get(key, "-"))[:40]))
@@ -271,15 +265,11 @@ def data_check(folder: Annotated[Path, typer.Argument(help="A data set's folder.
         table = Table("What", "Value", title=str(folder))
         for name, value in summarise(dataset).as_dict().items():
             words = ", ".join(f"{key} {part:,}" for key, part in value.items()) if isinstance(value, dict) else value
-            number = (
-                f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
-            )
+            number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
             table.add_row(name.replace("_", " "), number)
         console.print(table)
     for problem in problems:
-        console.print(
-            f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}"
-        )
+        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}")
     if failed:
         raise typer.Exit(2)
     console.print("The data can be used." if not problems else "The data can be used; see the warnings.")
@@ -367,10 +357,7 @@ def _evaluate(stages: Any, bayes_accuracy: float | None = None) -> None:
     table.add_column("Method")
     columns = list(
         dict.fromkeys(
-            (cohort, kind)
-            for cohorts in metrics["accuracy"].values()
-            for cohort, kinds in cohorts.items()
-            for kind in kinds
+            (cohort, kind) for cohorts in metrics["accuracy"].values() for cohort, kinds in cohorts.items() for kind in kinds
         )
     )
     for cohort, kind in columns:

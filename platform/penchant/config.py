@@ -59,18 +59,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"It holds a {type(values).__name__}, not a mapping.", where=str(path), fix="Write 'key: value' lines."
-        )
+        raise ConfigError(f"It holds a {type(values).__name__}, not a mapping.", where=str(path), fix="Write 'key: value' lines.")
     return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(
-            f"{override!r} is not an override.", where="command line", fix="Write key=value, as in graph.dim=64."
-        )
+        raise ConfigError(f"{override!r} is not an override.", where="command line", fix="Write key=value, as in graph.dim=64.")
     try:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
@@ -95,9 +91,7 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
         fix = f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
         return ConfigError(f"There is no setting {key!r}.", where=where, fix=fix)
     message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(
-        f"{key + ': ' if key else ''}{message} (got {first['input']!r}).", where=where, fix="Change the value."
-    )
+    return ConfigError(f"{key + ': ' if key else ''}{message} (got {first['input']!r}).", where=where, fix="Change the value.")
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:

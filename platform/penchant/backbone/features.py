@@ -32,9 +32,7 @@ class FeatureExtractor:
         device: Where the base model runs.
     """
 
-    def __init__(
-        self, settings: BackboneSettings, cache: FeatureCache | None = None, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, settings: BackboneSettings, cache: FeatureCache | None = None, device: torch.device | str = "cpu") -> None:
         self.settings, self.cache, self.device = settings, cache, device
         self._loaded: tuple[Any, Any] | None = None
 

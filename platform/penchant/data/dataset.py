@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,8 @@ class Comparisons:
 
     def take(self, index: np.ndarray) -> Comparisons:
         """The rows at an index, or under a mask."""
-        return Comparisons(**{name: None if column is None else column[index] for name, column in vars(self).items()})
+        columns: dict[str, Any] = {name: None if col is None else col[index] for name, col in vars(self).items()}
+        return Comparisons(**columns)
 
 
 class PreferenceDataset:
@@ -54,9 +56,7 @@ class PreferenceDataset:
         self.warnings = tuple(warnings)
         self.response_ids = _objects(responses, "response_id")
         self.responses: list[str] = responses["response"].to_pylist()
-        self.prompt_ids, first, inverse = np.unique(
-            _objects(responses, "prompt_id"), return_index=True, return_inverse=True
-        )
+        self.prompt_ids, first, inverse = np.unique(_objects(responses, "prompt_id"), return_index=True, return_inverse=True)
         self.prompts: list[str] = [responses["prompt"][int(row)].as_py() for row in first]
         self.prompt_of_response = inverse.astype(np.int64)
         self.user_ids = _objects(users, "user_id")
@@ -140,9 +140,7 @@ class PreferenceDataset:
 
     def __repr__(self) -> str:
         seen = int(self.seen.sum())
-        splits = ", ".join(
-            f"{int((self.comparisons.split == code).sum()):,} {name}" for code, name in enumerate(SPLITS)
-        )
+        splits = ", ".join(f"{int((self.comparisons.split == code).sum()):,} {name}" for code, name in enumerate(SPLITS))
         return (
             f"PreferenceDataset({seen:,} seen and {len(self.seen) - seen:,} unseen users, {len(self.response_ids):,} "
             f"responses to {len(self.prompt_ids):,} prompts, comparisons: {splits})"
@@ -199,9 +197,7 @@ def write_tables(folder: Path, tables: Tables) -> None:
 
 def drop_repeats(comparisons: pa.Table) -> tuple[pa.Table, list[Problem]]:
     """Keeps a user's latest choice of a pair: by timestamp where there is one, else by row. Told as warnings."""
-    user, chosen, rejected = (
-        _objects(comparisons, name).astype(str) for name in ("user_id", "chosen_id", "rejected_id")
-    )
+    user, chosen, rejected = (_objects(comparisons, name).astype(str) for name in ("user_id", "chosen_id", "rejected_id"))
     flipped = chosen > rejected
     low, high = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)
     codes = [np.unique(column, return_inverse=True)[1] for column in (user, low, high)]

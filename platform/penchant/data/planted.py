@@ -31,6 +31,8 @@ _QUESTIONS = (
     "What should I know about {}?",
     "How would you introduce {} in class?",
     "Tell me something useful about {}.",
+    "Why do people care about {}?",
+    "What surprises most people about {}?",
 )
 _OPENINGS = (
     "{} can be understood by looking at what goes in and what comes out.",
@@ -42,42 +44,34 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "steps": (
         "1. Start with the basics.\n2. Look at the details.\n3. Put it together.",
         "First, see what it is. Second, see how it works. Third, try it.",
-        "- What it is\n- How it works\n- Why it matters",
     ),
     "warm": (
         "You are doing great by asking, my friend, and I am so happy to help!",
         "What a lovely question! Thank you for your curiosity, dear reader.",
-        "I really love talking about this with you. Enjoy it with all your heart!",
     ),
     "example": (
         "For example, imagine a bucket under a tap: it fills slowly, then all at once.",
         "Picture a child on a swing: one push does little, ten pushes do a lot.",
-        "For instance, think of a market on Saturday morning, where every stall sets a price.",
     ),
     "evidence": (
         "According to a 2019 survey, 73% of the measurements agree within 5%.",
         "Researchers measured 1,240 cases and found a correlation of 0.82.",
-        "The statistics are clear: 9 of 10 studies report a significant effect.",
     ),
     "caution": (
         "However, be careful: experts disagree, there are risks, and you should check with a professional.",
         "Warning: this can be dangerous if done wrong, so never rely on it without advice.",
-        "Please note the limits: it may not hold in your case, and mistakes can be costly.",
     ),
     "humour": (
         "Spoiler: my cat understood it before I did, and she only wanted a snack. Ha!",
         "Joke of the day: it walked into a bar and nobody noticed. Funny, right? Lol.",
-        "If this were a sitcom, the laugh track would start right here. Haha!",
     ),
     "formal": (
         "Pursuant to established terminology, the aforementioned phenomenon shall be designated accordingly.",
         "It is hereby noted that the underlying principle is, in essence, of considerable theoretical import.",
-        "One must, furthermore, acknowledge the epistemological framework within which the matter resides.",
     ),
     "action": (
         "Try it today: go outside, pick one thing, and write down what you see.",
         "Your next move: set a timer for ten minutes and do one small experiment now.",
-        "Go ahead and test it tonight at home; then do it again tomorrow.",
     ),
 }
 """Attribute -> the sentences that show it."""
@@ -86,7 +80,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 class PlantedWorld(Settings):
     """Size and nature of a planted world."""
 
-    users: int = Field(600, ge=2)
+    users: int = Field(800, ge=2)
     """Seen users."""
     unseen_users: int = Field(80, ge=0)
     """Users kept out of training."""
@@ -94,11 +88,11 @@ class PlantedWorld(Settings):
     """Groups of one taste each."""
     agreement: float = Field(0.5, ge=0.5, le=1)
     """Share of pairs on which two groups agree, on average."""
-    prompts: int = Field(160, ge=10, le=len(_SUBJECTS) * len(_QUESTIONS))
+    prompts: int = Field(240, ge=10, le=len(_SUBJECTS) * len(_QUESTIONS))
     """Prompts; 15% of them, at least one, are for test."""
     responses_per_prompt: int = Field(6, ge=2, le=12)
     """Responses to a prompt."""
-    comparisons_per_user: int = Field(16, ge=1)
+    comparisons_per_user: int = Field(20, ge=1)
     """Train comparisons of a user; with protocol `avg`, on average."""
     valid_comparisons: int = Field(3, ge=0)
     """Validation comparisons of a user."""
@@ -117,7 +111,7 @@ class PlantedWorld(Settings):
             raise ValueError("there must be at least one user for each group")
         pairs = self.responses_per_prompt * (self.responses_per_prompt - 1) // 2
         train_pairs = (self.prompts - test_prompt_count(self.prompts)) * pairs
-        if 2 * self.comparisons_per_user + self.valid_comparisons > train_pairs // 2:
+        if 2 * self.comparisons_per_user + self.valid_comparisons > train_pairs // 3 - 1:
             raise ValueError("too many comparisons a user for so few prompts: add prompts or responses_per_prompt")
         return self
 
@@ -151,21 +145,23 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         for question, subject in random.permutation(list(itertools.product(_QUESTIONS, _SUBJECTS)))[: world.prompts]
     ]
     per_prompt = world.responses_per_prompt
-    shows = random.random((world.prompts * per_prompt, len(names))) < 0.4
+    shows = random.random((world.prompts * per_prompt, len(names))) < 0.3
     weight = _weights(world, shows, random)
     # A tie between two responses would have no right answer: every response has a small merit of its own.
     merit = random.normal(0, 0.05, len(shows))
     utility = shows.astype(np.float64) @ weight.T + merit[:, None]
     pairs = np.array(list(itertools.combinations(range(per_prompt), 2)))
     pair = (np.arange(world.prompts)[:, None, None] * per_prompt + pairs[None]).reshape(-1, 2)
+    # A person can only be asked what they can tell: of each prompt's pairs, the third that no group is nearly indifferent to.
+    gap = np.abs(utility[pair[:, 0]] - utility[pair[:, 1]]).min(axis=1).reshape(world.prompts, -1)
+    clear = gap >= np.quantile(gap, 2 / 3, axis=1, keepdims=True)
+    pair = pair[clear.ravel()]
     prefers_first = utility[pair[:, 0]] > utility[pair[:, 1]]  # (pairs, groups)
     prompt_of_pair = pair[:, 0] // per_prompt
     is_test = prompt_of_pair >= world.prompts - test_prompt_count(world.prompts)
 
     total = world.users + world.unseen_users
-    group = np.concatenate(
-        [random.permutation(np.arange(count) % world.groups) for count in (world.users, world.unseen_users)]
-    )
+    group = np.concatenate([random.permutation(np.arange(count) % world.groups) for count in (world.users, world.unseen_users)])
     rows = [_choices(world, user, group[user], prefers_first, is_test, random) for user in range(total)]
     user = np.concatenate([np.full(len(chosen), number) for number, (chosen, _, _) in enumerate(rows)])
     at, first, split = (np.concatenate([row[part] for row in rows]) for part in range(3))
@@ -197,8 +193,8 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         "group": np.array([f"group-{number}" for number in group]),
     }
     tables = [
-        pa.table({name: pa.array(list(column)) for name, column in table.items()})
-        for table in (responses, comparisons, users)
+        pa.table({name: pa.array(list(column)) for name, column in columns.items()})
+        for columns in (responses, comparisons, users)
     ]
     share = np.bincount(group[: world.users], minlength=world.groups) / world.users
     majority = np.maximum(prefers_first @ share, 1 - prefers_first @ share)[at[split == "test"]].mean()
@@ -253,10 +249,7 @@ def _agreement(prefers_first: np.ndarray) -> float:
         return 1.0
     return float(
         np.mean(
-            [
-                (prefers_first[:, one] == prefers_first[:, other]).mean()
-                for one, other in itertools.combinations(range(groups), 2)
-            ]
+            [(prefers_first[:, one] == prefers_first[:, other]).mean() for one, other in itertools.combinations(range(groups), 2)]
         )
     )
 

@@ -74,9 +74,7 @@ class Evaluator:
         users, number = np.unique(rows.user, return_inverse=True)
         if len(users):
             coded = Comparisons(number, rows.chosen, rows.rejected)
-            embedding[torch.from_numpy(users)] = self.model.embed(
-                coded, self.feature_RF, self.known_R, num_users=len(users)
-            )
+            embedding[torch.from_numpy(users)] = self.model.embed(coded, self.feature_RF, self.known_R, num_users=len(users))
             known[users] = True
         return EmbeddedUsers(embedding, known)
 
@@ -88,9 +86,7 @@ class Evaluator:
             "personalised": self._personal_margin(users.embedding_UD[test.user], users.known_U[test.user]),
         }
         wrong = self._wrong_users(users)
-        margins["wrong_user"] = self._personal_margin(
-            users.embedding_UD[wrong][test.user], users.known_U[wrong][test.user]
-        )
+        margins["wrong_user"] = self._personal_margin(users.embedding_UD[wrong][test.user], users.known_U[wrong][test.user])
         if self.oracle is not None and dataset.group is not None and (dataset.group >= 0).all():
             one_hot = torch.nn.functional.one_hot(torch.from_numpy(dataset.group), len(dataset.group_names)).float()
             with torch.no_grad():
@@ -117,9 +113,7 @@ class Evaluator:
     @torch.no_grad()
     def _personal_margin(self, embedding_CD: Tensor, known_C: np.ndarray) -> np.ndarray:
         test, head = self.test, self.model.parts.personalised
-        margin = head.score(self.hidden_RH[test.chosen], embedding_CD) - head.score(
-            self.hidden_RH[test.rejected], embedding_CD
-        )
+        margin = head.score(self.hidden_RH[test.chosen], embedding_CD) - head.score(self.hidden_RH[test.rejected], embedding_CD)
         uniform = self.uniform_R[test.chosen] - self.uniform_R[test.rejected]
         return torch.where(torch.from_numpy(known_C), margin, uniform).numpy()
 

@@ -177,7 +177,5 @@ def onboarding_points(curve: dict[int, Judgements], *, resamples: int = 1000, se
         bootstrap = Bootstrap(judgements, resamples=resamples, seed=seed)
         key = ("personalised", "unseen", "all")
         low, high = interval(bootstrap.resampled[key])
-        points.append(
-            {"comparisons": count, "value": bootstrap.value[key], "low": low, "high": high, "n": len(judgements.user)}
-        )
+        points.append({"comparisons": count, "value": bootstrap.value[key], "low": low, "high": high, "n": len(judgements.user)})
     return points

@@ -32,6 +32,7 @@ class GraphEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.standardise: Standardise
         self.num_users = num_users
         dim = settings.dim
         with torch.random.fork_rng(devices=[]):

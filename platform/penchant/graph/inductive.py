@@ -23,7 +23,7 @@ def embed_responses(encoder: GraphEncoder, feature_NF: Tensor) -> Tensor:
     Features (N, F) are not standardised.
     Without edges a layer sees the node's own embedding alone. Their free row, where the encoder has one, is 0.
     """
-    own = encoder.project(encoder.standardise(feature_NF))
+    own: Tensor = encoder.project(encoder.standardise(feature_NF))
     nothing = torch.zeros_like(own)
     layers = [own]
     for layer in encoder.layers:

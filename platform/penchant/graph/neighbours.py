@@ -52,9 +52,7 @@ class NeighbourIndex:
             runs.append(run)
         return np.unique(np.concatenate(runs)) if runs else np.zeros(0, dtype=np.int32)
 
-    def embed(
-        self, chosen: np.ndarray, rejected: np.ndarray, *, temperature: float = PAPER_TEMPERATURE
-    ) -> np.ndarray | None:
+    def embed(self, chosen: np.ndarray, rejected: np.ndarray, *, temperature: float = PAPER_TEMPERATURE) -> np.ndarray | None:
         """The embedding (D,) of a user with these comparisons, or None if nobody chose what this user chose."""
         neighbour = self.neighbours(chosen)
         if not len(neighbour):

@@ -78,9 +78,7 @@ def _offsets(index: Tensor, size: int) -> Tensor:
 
 
 def _to_users(edges: Edges, weight_E: Tensor, response_RD: Tensor) -> Tensor:
-    return functional.embedding_bag(
-        edges.response, response_RD, edges.user_offset, mode="sum", per_sample_weights=weight_E
-    )
+    return functional.embedding_bag(edges.response, response_RD, edges.user_offset, mode="sum", per_sample_weights=weight_E)
 
 
 def _to_responses(edges: Edges, weight_E: Tensor, user_UD: Tensor) -> Tensor:
@@ -116,9 +114,7 @@ class _AggregateToUsers(torch.autograd.Function):
         (user_UD,) = gradients
         weight_E, response_RD = ctx.saved_tensors
         weight_gradient = _dots(ctx.edges, user_UD, response_RD) if ctx.needs_input_grad[1] else None
-        response_gradient = (
-            _to_responses(ctx.edges, weight_E, user_UD.contiguous()) if ctx.needs_input_grad[2] else None
-        )
+        response_gradient = _to_responses(ctx.edges, weight_E, user_UD.contiguous()) if ctx.needs_input_grad[2] else None
         return None, weight_gradient, response_gradient
 
 

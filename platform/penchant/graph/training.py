@@ -138,9 +138,7 @@ class GraphTrainer:
     def _loss(self, graph: Messages, supervised_C: Tensor) -> Tensor:
         """This worker's part of the loss: its sum over the *global* count, so that the workers' parts add up."""
         user_UD, response_RD = self.encoder(graph, self.features)
-        margin_C = edge_dots(self.train.positive, user_UD, response_RD) - edge_dots(
-            self.train.negative, user_UD, response_RD
-        )
+        margin_C = edge_dots(self.train.positive, user_UD, response_RD) - edge_dots(self.train.negative, user_UD, response_RD)
         count = self.collective.sum(supervised_C.sum()).clamp(min=1)
         return -(functional.logsigmoid(margin_C) * supervised_C).sum() / count
 
@@ -148,13 +146,9 @@ class GraphTrainer:
     def validate(self) -> float:
         """Share of all workers' validation comparisons that the embeddings rank right, with every training edge visible."""
         user_UD, response_RD = self.encoder(messages(self.train, self.collective, dtype=self.dtype), self.features)
-        margin_C = edge_dots(self.valid.positive, user_UD, response_RD) - edge_dots(
-            self.valid.negative, user_UD, response_RD
-        )
+        margin_C = edge_dots(self.valid.positive, user_UD, response_RD) - edge_dots(self.valid.negative, user_UD, response_RD)
         right = (margin_C > 0).double().sum() + 0.5 * (margin_C == 0).double().sum()
-        total = self.collective.sum(
-            torch.stack([right, torch.tensor(float(len(margin_C)), device=right.device).double()])
-        )
+        total = self.collective.sum(torch.stack([right, torch.tensor(float(len(margin_C)), device=right.device).double()]))
         return float(total[0] / total[1].clamp(min=1))
 
     def run(self) -> Iterator[GraphProgress]:

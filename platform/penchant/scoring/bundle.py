@@ -78,9 +78,7 @@ def write_bundle(folder: Path, parts: BundleParts, *, dataset: str, counts: Mapp
             "text_key": pa.array(parts.response_keys.tolist(), pa.string()),
         }
         pq.write_table(pa.table(responses), graph / "responses.parquet")
-        write_tensors(
-            graph / "responses.safetensors", {"layers": parts.response_layers, "degree": parts.response_degree}
-        )
+        write_tensors(graph / "responses.safetensors", {"layers": parts.response_layers, "degree": parts.response_degree})
         write_tensors(
             graph / "choosers.safetensors",
             {"offset": torch.from_numpy(parts.neighbours.offset), "user": torch.from_numpy(parts.neighbours.chooser)},
@@ -174,9 +172,7 @@ def _read_head(tensors: dict[str, Tensor], settings: HeadSettings, user_dim: int
     try:
         head.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ArtifactError(
-            f"A head does not fit its settings ({error}).", where=str(where), fix="Make it again."
-        ) from None
+        raise ArtifactError(f"A head does not fit its settings ({error}).", where=str(where), fix="Make it again.") from None
     return head.eval()
 
 

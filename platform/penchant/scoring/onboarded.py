@@ -49,9 +49,7 @@ def read_choices(path: Path) -> dict[str, list[TextComparison]]:
 
 def write_onboarded(path: Path, embeddings: Mapping[str, Tensor], *, bundle: str, counts: Mapping[str, int]) -> None:
     """Writes onboarded users, atomically. Embeddings mean something under one bundle alone, which the file names."""
-    users = {
-        user: {"comparisons": counts[user], "embedding": embedding.tolist()} for user, embedding in embeddings.items()
-    }
+    users = {user: {"comparisons": counts[user], "embedding": embedding.tolist()} for user, embedding in embeddings.items()}
     write_json(path, {"bundle": bundle, "users": users})
 
 

@@ -5,6 +5,7 @@ Shapes: U new users, C comparisons, K prototypes, D user embedding, H hidden wid
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +72,7 @@ def embed_by_neighbours(
     found_U = np.zeros(num_users, dtype=bool)
     order = np.argsort(comparisons.user, kind="stable")
     bounds = np.searchsorted(comparisons.user[order], np.arange(num_users + 1))
-    for user, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for user, (start, stop) in enumerate(itertools.pairwise(bounds)):
         rows = order[start:stop]
         embedding = index.embed(comparisons.chosen[rows], comparisons.rejected[rows], temperature=temperature)
         if embedding is not None:

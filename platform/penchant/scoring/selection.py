@@ -33,9 +33,7 @@ def choose_onboarding(
     accuracy: dict[str, float] = {}
     options: dict[str, OnboardingSettings] = {}
     for kind, temperature in _options(model, settings):
-        embedding = model.embed(onboarding, feature_RF, known, num_users=num_users, kind=kind, temperature=temperature)[
-            user
-        ]
+        embedding = model.embed(onboarding, feature_RF, known, num_users=num_users, kind=kind, temperature=temperature)[user]
         chosen, rejected = (
             model.parts.personalised.score(hidden[rows], embedding) for rows in (held_out.chosen, held_out.rejected)
         )
@@ -44,10 +42,10 @@ def choose_onboarding(
         options[name] = settings.model_copy(update={"kind": kind, "temperatures": (temperature,)})
     # The temperature of prototypes matters to every kind: they stand in where the others have nothing to say.
     by_kind = {name: value for name, value in accuracy.items() if name.startswith("prototypes")}
-    temperature = options[max(by_kind, key=lambda name: by_kind[name])].temperatures
+    temperatures = options[max(by_kind, key=lambda name: by_kind[name])].temperatures
     wanted = {name: value for name, value in accuracy.items() if settings.kind in ("auto", options[name].kind)}
     best = options[max(wanted, key=lambda name: wanted[name])]
-    return best.model_copy(update={"temperatures": temperature}), accuracy
+    return best.model_copy(update={"temperatures": temperatures}), accuracy
 
 
 def _options(model: PersonalisedRewardModel, settings: OnboardingSettings) -> list[tuple[str, float]]:

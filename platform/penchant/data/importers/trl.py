@@ -51,9 +51,7 @@ def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
                 "response_id": identity, "prompt_id": _key(prompt), "prompt": prompt, "response": text,
             }  # fmt: skip
         kept = {name: row[name] for name in _KEPT if row.get(name) is not None}
-        comparisons.append(
-            {"user_id": user, "prompt_id": _key(prompt), "chosen_id": ids[0], "rejected_id": ids[1]} | kept
-        )
+        comparisons.append({"user_id": user, "prompt_id": _key(prompt), "chosen_id": ids[0], "rejected_id": ids[1]} | kept)
         facts = {name: str(row[name]) for name in ("cohort", "group") if row.get(name) is not None}
         users.setdefault(user, {"user_id": user}).update(facts)
     if not comparisons:
@@ -65,11 +63,7 @@ def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
     }
     write_tables(out, tables)
     words = f"{len(comparisons):,} comparisons of {len(users):,} users on {len(responses):,} responses, in {out}."
-    missing = [
-        name
-        for name, table in (("split", "comparisons"), ("cohort", "users"))
-        if name not in tables[table].column_names
-    ]
+    missing = [name for name, table in (("split", "comparisons"), ("cohort", "users")) if name not in tables[table].column_names]
     return words + (f" It has no {' and no '.join(missing)}: run `penchant data split {out} OUT`." if missing else "")
 
 
@@ -80,9 +74,7 @@ def _rows(source: Path) -> Iterator[dict[str, Any]]:
         try:
             yield from pq.read_table(source).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"It cannot be read as Parquet ({error}).", where=str(source), fix="Write it again."
-            ) from None
+            raise DataError(f"It cannot be read as Parquet ({error}).", where=str(source), fix="Write it again.") from None
         return
     with source.open(encoding="utf-8") as file:
         for number, line in enumerate(file):
@@ -116,9 +108,7 @@ def _texts(row: dict[str, Any], where: str) -> tuple[str, str, str]:
             while length and not chosen[length - 1].isspace():
                 length -= 1
         prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
-    texts = tuple(
-        _plain(value, name, where) for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
-    )
+    texts = tuple(_plain(value, name, where) for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)))
     return texts[0], texts[1], texts[2]
 
 
@@ -133,13 +123,10 @@ def _plain(value: Any, name: str, where: str) -> str:
                 )
         single = len(value) == 1
         value = "\n\n".join(
-            message["content"] if single else f"{message.get('role', 'user')}: {message['content']}"
-            for message in value
+            message["content"] if single else f"{message.get('role', 'user')}: {message['content']}" for message in value
         )
     if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{name} must be a text that is not blank (got {value!r}).", where=where, fix="Mend or drop it."
-        )
+        raise DataError(f"{name} must be a text that is not blank (got {value!r}).", where=where, fix="Mend or drop it.")
     return value.strip()
 
 

@@ -84,9 +84,7 @@ def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float
 def _notes(dataset: PreferenceDataset, has_oracle: bool) -> list[str]:
     notes = [str(warning) for warning in dataset.warnings]
     if not has_oracle:
-        notes.append(
-            "The users' true groups are not known: there is no oracle, and the wrong user is a random other one."
-        )
+        notes.append("The users' true groups are not known: there is no oracle, and the wrong user is a random other one.")
     if dataset.comparisons.controversial is None:
         notes.append("The comparisons do not say which pairs are controversial: only all of them are shown.")
     if dataset.seen.all():

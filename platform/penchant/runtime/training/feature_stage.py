@@ -38,10 +38,6 @@ def feature_loop(config: dict[str, Any]) -> None:
 
     def report(done: int, total: int) -> None:
         if context.get_world_rank() == 0:
-            log.write(
-                done=done, total=total, note=f"{done / max(1e-9, time.monotonic() - started):.0f} texts/s a worker"
-            )
+            log.write(done=done, total=total, note=f"{done / max(1e-9, time.monotonic() - started):.0f} texts/s a worker")
 
-    extractor.fill_cache(
-        prepared.texts(), rank=context.get_world_rank(), world_size=context.get_world_size(), on_progress=report
-    )
+    extractor.fill_cache(prepared.texts(), rank=context.get_world_rank(), world_size=context.get_world_size(), on_progress=report)

@@ -84,9 +84,7 @@ def _write_candidate(folder: Path, trainer: GraphTrainer, rank: int, seconds: fl
     if rank == 0:
         weights = {name: value for name, value in trainer.best_state.items() if name != "user_rows"}
         write_tensors(folder / "encoder.safetensors", weights)
-        write_tensors(
-            folder / "responses.safetensors", {"layers": result.response_layers, "degree": result.response_degree}
-        )
+        write_tensors(folder / "responses.safetensors", {"layers": result.response_layers, "degree": result.response_degree})
         summary = {
             "valid_accuracy": trainer.best_accuracy,
             "steps": trainer.step_number,

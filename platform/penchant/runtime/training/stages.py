@@ -120,10 +120,7 @@ class Stages:
             self.run.mark_done("reward", inputs)
         onboarding = self.settings.onboarding.model_dump(mode="json")
         bundle_inputs = [*inputs, onboarding]
-        if (
-            not self.run.is_done("onboarding", bundle_inputs)
-            or not (self.run.stage("bundle") / "manifest.json").is_file()
-        ):
+        if not self.run.is_done("onboarding", bundle_inputs) or not (self.run.stage("bundle") / "manifest.json").is_file():
             self._assemble(graph)
             self.run.mark_done("onboarding", bundle_inputs)
         return read_json(self.run.stage("reward") / "reward.json")
@@ -188,9 +185,7 @@ class Stages:
             response_keys=np.array(response_keys(dataset), dtype=object),
             response_layers=responses["layers"],
             response_degree=responses["degree"],
-            neighbours=NeighbourIndex.build(
-                seen_row[train.user], train.chosen, user_UD.numpy(), responses["layers"][-1].numpy()
-            ),
+            neighbours=NeighbourIndex.build(seen_row[train.user], train.chosen, user_UD.numpy(), responses["layers"][-1].numpy()),
             head_settings=self.settings.reward.head,
             personalised=self._head("personalised", user_UD.shape[1]),
             uniform=self._head("uniform", 0),
@@ -208,17 +203,13 @@ class Stages:
         write_json(self.run.stage("onboarding") / "onboarding.json", {"kind": chosen.kind, "tried": tried})
         return write_bundle(self.run.stage("bundle"), final, dataset=dataset.fingerprint, counts=counts)
 
-    def _choose_onboarding(
-        self, parts: BundleParts, features: torch.Tensor
-    ) -> tuple[OnboardingSettings, dict[str, float]]:
+    def _choose_onboarding(self, parts: BundleParts, features: torch.Tensor) -> tuple[OnboardingSettings, dict[str, float]]:
         """By the validation choices of unseen users; where there are none, of seen users as if they were new."""
         dataset = self.dataset
         cohort = "unseen" if len(dataset.select(split="valid", cohort="unseen")) else "seen"
         pieces = [dataset.select(split=split, cohort=cohort) for split in ("train", "valid")]
         users = np.unique(np.concatenate([piece.user for piece in pieces]))
-        embedded, held_out = (
-            Comparisons(np.searchsorted(users, piece.user), piece.chosen, piece.rejected) for piece in pieces
-        )
+        embedded, held_out = (Comparisons(np.searchsorted(users, piece.user), piece.chosen, piece.rejected) for piece in pieces)
         model = PersonalisedRewardModel(
             Manifest(name="", dataset="", backbone={}, graph={}, reward={}, counts={}, files={}), parts
         )

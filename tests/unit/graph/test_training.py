@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+
+from penchant.errors import TrainingError
+from penchant.graph.collectives import Collective
+from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
+from penchant.graph.inductive import embed_responses, embed_users
+from penchant.graph.preference_graph import PreferenceShard
+from penchant.graph.sampling import initial_rows, uniform
+from penchant.graph.training import GraphTrainer
+
+ENCODERS = {
+    "published": EncoderSettings(dim=8, num_layers=2, response_init="id", user_init="id"),
+    "text": EncoderSettings(dim=8, num_layers=2),
+    "id+text": EncoderSettings(dim=8, num_layers=2, response_init="id+text"),
+}
+
+
+def trainer(dataset, encoder, **optimization):
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(len(dataset.response_ids), 6)).astype(np.float32))
+    shards = []
+    for split in ("train", "valid"):
+        part = dataset.select(split=split, cohort="seen")
+        shards.append(
+            PreferenceShard.build(
+                part.user, part.chosen, part.rejected, np.arange(len(part)),
+                first_user=0, num_users=int(dataset.seen.sum()), num_responses=len(dataset.response_ids),
+            )
+        )  # fmt: skip
+    settings = CandidateSettings(encoder=encoder, optimization=OptimizationSettings(**optimization))
+    return GraphTrainer(settings, *shards, features=features, collective=Collective())
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_resuming_gives_the_uninterrupted_run(planted, name):
+    whole, first, second = (trainer(planted[0], ENCODERS[name], edge_dropout=0.1) for _ in range(3))
+    for _ in range(6):
+        whole.step()
+    for _ in range(3):
+        first.step()
+    second.load_state(first.state())
+    for _ in range(3):
+        second.step()
+    for key, value in whole.state().items():
+        assert torch.equal(value, second.state()[key]), key
+
+
+def test_published_graph_recovers_the_planted_groups(planted):
+    dataset, _ = planted
+    from penchant.evaluation.users import group_purity
+
+    encoder = EncoderSettings(dim=16, num_layers=4, response_init="id", user_init="id")
+    graph = trainer(dataset, encoder, max_steps=150, patience=30)
+    assert max(progress.valid_accuracy for progress in graph.run()) > 0.6
+    everyone = np.ones(int(dataset.seen.sum()), dtype=bool)
+    purity = group_purity(graph.embeddings().user.numpy(), dataset.group[dataset.seen], fit_U=everyone, of_U=everyone)
+    assert purity > 0.6  # chance is a quarter
+
+
+def test_forward_pass_of_a_seen_user_gives_their_embedding_up_to_the_extra_edge(planted):
+    """A user embedded anew from the same edges differs only through the responses' degrees, which count them once more."""
+    dataset, _ = planted
+    graph = trainer(dataset, ENCODERS["text"], max_steps=20)
+    list(graph.run())
+    result = graph.embeddings()
+    graph.encoder.load_state_dict(graph.best_state)
+    part = dataset.select(split="train", cohort="seen")
+    embedded = embed_users(
+        graph.encoder, result.response_layers, result.response_degree - 1, part.user, part.chosen, part.rejected,
+        num_users=int(dataset.seen.sum()),
+    )  # fmt: skip
+    assert torch.allclose(embedded, result.user, atol=1e-5)
+
+
+def test_fresh_responses_have_an_embedding_at_every_layer(planted):
+    graph = trainer(planted[0], ENCODERS["text"])
+    layers = embed_responses(graph.encoder, torch.randn(5, 6))
+    assert layers.shape == (3, 5, 8)
+    assert torch.isfinite(layers).all()
+
+
+def test_loss_that_is_not_finite_stops_the_stage(planted):
+    graph = trainer(planted[0], ENCODERS["text"])
+    graph.encoder.project.weight.data.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="nan at step 0"):
+        graph.step()
+
+
+def test_hash_is_uniform_and_depends_on_step_and_stream():
+    index = torch.arange(100_000)
+    draws = uniform(index, seed=1, step=2, stream=3)
+    assert 0 <= draws.min()
+    assert draws.max() < 1
+    assert abs(draws.mean() - 0.5) < 0.005
+    assert abs(draws.var() - 1 / 12) < 0.002
+    for other in (uniform(index, seed=1, step=3, stream=3), uniform(index, seed=1, step=2, stream=4)):
+        assert abs(np.corrcoef(draws, other)[0, 1]) < 0.02
+
+
+def test_rows_do_not_depend_on_the_sharding():
+    whole = initial_rows(0, 10, 4, seed=5, stream=1, dtype=torch.float64)
+    parts = [initial_rows(start, stop, 4, seed=5, stream=1, dtype=torch.float64) for start, stop in ((0, 3), (3, 10))]
+    assert torch.equal(whole, torch.cat(parts))
