@@ -33,7 +33,7 @@ def tiny_backbone(tmp_path_factory) -> str:
     from tokenizers.processors import TemplateProcessing
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    from penchant.data.planted import ATTRIBUTES, _OPENINGS, _QUESTIONS, _SUBJECTS
+    from penchant.data.planted import _OPENINGS, _QUESTIONS, _SUBJECTS, ATTRIBUTES
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     splitter = Whitespace()

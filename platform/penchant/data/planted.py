@@ -193,7 +193,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         "group": np.array([f"group-{number}" for number in group]),
     }
     tables = [
-        pa.table({name: pa.array(list(column)) for name, column in columns.items()})
+        pa.table({name: pa.array(np.asarray(column).tolist()) for name, column in columns.items()})
         for columns in (responses, comparisons, users)
     ]
     share = np.bincount(group[: world.users], minlength=world.groups) / world.users

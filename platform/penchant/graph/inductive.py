@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from penchant.graph.collectives import Collective
 from penchant.graph.encoder import GraphEncoder
+from penchant.graph.layers import PreferenceLayer
 from penchant.graph.preference_graph import Messages, PreferenceShard, SignedWeights, inverse_root
 
 
@@ -27,6 +28,7 @@ def embed_responses(encoder: GraphEncoder, feature_NF: Tensor) -> Tensor:
     nothing = torch.zeros_like(own)
     layers = [own]
     for layer in encoder.layers:
+        assert isinstance(layer, PreferenceLayer)
         own = layer.update_node(own, nothing, nothing)
         layers.append(own)
     return torch.stack(layers)
@@ -68,5 +70,6 @@ def embed_users(
     graph = Messages(shard, signs[0], signs[1], Collective())
     user_UD = encoder.initial_users(num_users)
     for layer, response_RD in zip(encoder.layers, response_layers, strict=False):
-        user_UD = layer.forward_users(user_UD, response_RD, graph)  # type: ignore[operator]
+        assert isinstance(layer, PreferenceLayer)
+        user_UD = layer.forward_users(user_UD, response_RD, graph)
     return functional.normalize(user_UD, dim=1)

@@ -8,10 +8,13 @@ Shapes: U users of this worker, R responses (replicated), D dim, E edges.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.nn import MessagePassing
+from torch_geometric.typing import PairTensor
 
 from penchant.graph.preference_graph import Messages, SignedWeights
 from penchant.graph.sparse import aggregate_to_responses, aggregate_to_users
@@ -22,6 +25,9 @@ LEAK = 0.2
 
 class PreferenceLayer(MessagePassing):
     """One round of messages: users hear from the responses that they chose and rejected, and responses from users."""
+
+    propagate_type: ClassVar[dict[str, object]] = {"x": PairTensor, "weight": Tensor, "sign": int}
+    """What `propagate` takes besides the edges; PyG reads it."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(aggr="add", node_dim=0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +101,7 @@ def _texts(row: dict[str, Any], where: str) -> tuple[str, str, str]:
             raise DataError(f"There is no {name!r}; the row has {', '.join(row)}.", where=where, fix="Add it.")
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     if prompt is None:
-        length = len(os.path.commonprefix([chosen, rejected]))
+        length = next((at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), 0)
         if isinstance(chosen, str):
             # Back to a word's start: texts may by chance begin alike.
             while length and not chosen[length - 1].isspace():

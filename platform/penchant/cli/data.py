@@ -1,0 +1,100 @@
+"""`penchant data`: check, split, import and generate data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+data_app = typer.Typer(no_args_is_help=True, help="Check, split, import and generate data sets.")
+import_app = typer.Typer(no_args_is_help=True, help="Make a data set from other formats.")
+data_app.add_typer(import_app, name="import")
+
+console = Console()
+
+
+@data_app.command("check")
+def data_check(folder: Annotated[Path, typer.Argument(help="A data set's folder.")]) -> None:
+    """What is in a data set, and every problem with it. Exit code 2 if there is an error."""
+    from penchant.data import PreferenceDataset
+    from penchant.data.dataset import find_problems, read_tables
+    from penchant.data.summary import summarise
+
+    tables = read_tables(folder)
+    problems = find_problems(tables)
+    failed = any(problem.severity == "error" for problem in problems)
+    if not failed:
+        dataset = PreferenceDataset.from_tables(**tables, where=str(folder))
+        problems = list(dataset.warnings)
+        table = Table("What", "Value", title=str(folder))
+        for name, value in summarise(dataset).as_dict().items():
+            words = ", ".join(f"{key} {part:,}" for key, part in value.items()) if isinstance(value, dict) else value
+            number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
+            table.add_row(name.replace("_", " "), number)
+        console.print(table)
+    for problem in problems:
+        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}")
+    if failed:
+        raise typer.Exit(2)
+    console.print("The data can be used." if not problems else "The data can be used; see the warnings.")
+
+
+@data_app.command("split")
+def data_split(
+    folder: Path,
+    out: Path,
+    test_prompts: Annotated[float, typer.Option(help="Share of the prompts held out for test.")] = 0.1,
+    valid: Annotated[float, typer.Option(help="Share of each user's other comparisons held out for validation.")] = 0.1,
+    unseen: Annotated[float, typer.Option(help="Share of the users kept out of training.")] = 0.05,
+    seed: int = 0,
+) -> None:
+    """Add `split` (by prompt) and `cohort` (by user) to a data set that lacks them."""
+    from penchant.data.split import split_dataset
+
+    console.print(split_dataset(folder, out, test_prompts=test_prompts, valid=valid, unseen=unseen, seed=seed))
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Path,
+    users: int = 600,
+    unseen_users: int = 80,
+    groups: int = 4,
+    agreement: Annotated[float, typer.Option(help="Share of pairs on which two groups agree.")] = 0.5,
+    prompts: int = 160,
+    comparisons: Annotated[int, typer.Option(help="Train comparisons a user; with --protocol avg, on average.")] = 16,
+    protocol: Annotated[str, typer.Option(help="`all`: every user has that many; `avg`: 1 to 2n - 1.")] = "all",
+    noise: Annotated[float, typer.Option(help="Share of choices that go against the user's taste.")] = 0.1,
+    seed: int = 0,
+) -> None:
+    """Generate the planted world: users in groups of known taste, so that the best reachable accuracy is known."""
+    from penchant.config import load_settings
+    from penchant.data.planted import PlantedWorld, save_planted
+
+    values = {
+        "users": users, "unseen_users": unseen_users, "groups": groups, "agreement": agreement, "prompts": prompts,
+        "comparisons_per_user": comparisons, "protocol": protocol, "noise": noise, "seed": seed,
+    }  # fmt: skip
+    world = load_settings(PlantedWorld, overrides=[f"{key}={value}" for key, value in values.items()])
+    dataset, truth = save_planted(world, out)
+    console.print(dataset)
+    console.print(
+        f"Best reachable accuracy (Bayes): {truth.bayes_accuracy:.4f}; without knowing the user: "
+        f"{truth.uniform_bayes_accuracy:.4f}. Two groups agree on {truth.agreement:.1%} of the pairs."
+    )
+
+
+@import_app.command("trl")
+def import_trl_command(
+    source: Annotated[Path, typer.Argument(help="JSONL or Parquet in TRL's preference format.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the data set to make.")],
+    user_column: Annotated[str, typer.Option(help="Column that says whose choice it is.")] = "user_id",
+) -> None:
+    """Make a data set from TRL's preference format (plain or conversational) with a user column."""
+    from penchant.data.importers.trl import import_trl
+
+    console.print(import_trl(source, out, user_column=user_column))
