@@ -109,6 +109,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            os.chmod(temporary, 0o644)  # safetensors gives it to its owner alone
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -26,6 +26,8 @@ bundle_app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 
+_INTERRUPTED = 130  # what shells and typer say for Ctrl-C
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -268,21 +270,19 @@ def _evaluate(stages: Any, bayes_accuracy: float | None = None) -> None:
     from penchant.runtime.training.evaluation_stage import evaluate as evaluate_run
 
     metrics = evaluate_run(stages, bayes_accuracy=bayes_accuracy)
-    table = Table(title="Accuracy on held-out choices, % [95% interval]")
-    table.add_column("Method")
-    columns = list(
-        dict.fromkeys(
-            (cohort, kind) for cohorts in metrics["accuracy"].values() for cohort, kinds in cohorts.items() for kind in kinds
-        )
-    )
-    for cohort, kind in columns:
-        table.add_column(f"{cohort}\n{kind}".replace("controversial", "controv."), justify="right", no_wrap=True)
-    for method, cohorts in metrics["accuracy"].items():
-        cells = [cohorts[cohort][kind] for cohort, kind in columns]
-        table.add_row(
-            method.replace("_", " "),
-            *(f"{100 * cell['value']:.1f}\n[dim]{100 * cell['low']:.1f}-{100 * cell['high']:.1f}[/]" for cell in cells),
-        )
+    accuracy = metrics["accuracy"]
+    table = Table("Users", "Pairs", title="Accuracy on held-out choices, % [95% interval]")
+    for method in accuracy:
+        table.add_column(method.replace("_", " "), justify="center", no_wrap=True)
+    for cohort, kinds in accuracy["uniform"].items():
+        for kind in kinds:
+            cells = [methods[cohort][kind] for methods in accuracy.values()]
+            table.add_row(
+                cohort,
+                kind,
+                *(f"{100 * cell['value']:.1f} [dim]{100 * cell['low']:.0f}-{100 * cell['high']:.0f}[/]" for cell in cells),
+            )
+        table.add_section()
     console.print(table)
     from penchant.evaluation.report import headline
 
@@ -311,7 +311,8 @@ def main() -> NoReturn:
     except PenchantError as error:
         errors.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Stopped. Run the same command again to resume.")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            errors.print("Stopped. Run the same command again to resume.")
+        raise
     sys.exit(0)

@@ -14,7 +14,7 @@ from penchant.data import PreferenceDataset
 from penchant.evaluation.judgements import Judgements
 from penchant.reward.heads import RewardHead
 from penchant.scoring.model import PersonalisedRewardModel
-from penchant.scoring.onboarding import Comparisons
+from penchant.scoring.onboarding import Comparisons, rank_within
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Evaluator:
         known[inside] = True
         rows = self._onboarding
         if limit is not None:
-            rows = rows.take(_rank_within(rows.user) < limit)
+            rows = rows.take(rank_within(rows.user) < limit)
         users, number = np.unique(rows.user, return_inverse=True)
         if len(users):
             coded = Comparisons(number, rows.chosen, rows.rejected)
@@ -141,13 +141,3 @@ def response_keys(dataset: PreferenceDataset) -> list[str]:
         text_key((dataset.prompts[prompt], response)).hex()
         for prompt, response in zip(dataset.prompt_of_response, dataset.responses, strict=True)
     ]
-
-
-def _rank_within(group: np.ndarray) -> np.ndarray:
-    """Each element's position among the elements of its group, in order: (N,)."""
-    order = np.argsort(group, kind="stable")
-    sorted_group = group[order]
-    starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]]) if len(group) else np.zeros(0, int)
-    rank = np.empty(len(group), dtype=np.int64)
-    rank[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
-    return rank

@@ -47,7 +47,7 @@ class EncoderSettings(Settings):
 class OptimizationSettings(Settings):
     """How the encoder is trained: full-batch steps, the best checkpoint by validation."""
 
-    max_steps: int = Field(240, ge=1)
+    max_steps: int = Field(180, ge=1)
     """Steps at most; each is one propagation over the whole graph and one update."""
     learning_rate: float = Field(5e-3, gt=0)
     """AdamW's learning rate."""
@@ -85,5 +85,8 @@ class GraphSettings(Settings):
 
     candidates: dict[str, CandidateSettings] = Field(default_factory=default_candidates, min_length=1)
     """Encoders to train, by name; the one with the best validation accuracy is kept."""
+    folds: int = Field(4, ge=0, le=64)
+    """The comparisons are dealt to so many folds; beside the embedding from all of them, a user gets one without each fold,
+    so that the reward stage can learn from comparisons which the embedding does not already hold. 0: none (published)."""
     seed: int = Field(0, ge=0)
     """Fixes initial rows, left-out pairs and dropped edges."""

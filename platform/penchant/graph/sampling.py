@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_FOLD = 14  # a stream of its own
+
 
 def uniform(index: Tensor, *, seed: int, step: int, stream: int = 0) -> Tensor:
     """Numbers in [0, 1) of the shape of `index` (int64), fixed by (seed, step, stream, index): float64.
@@ -17,6 +19,11 @@ def uniform(index: Tensor, *, seed: int, step: int, stream: int = 0) -> Tensor:
     state = index ^ _mix_number(seed * 1_000_003 + step * 8_191 + stream * 131 + 7)
     state = _mix(_mix(state) + _signed(0x9E3779B97F4A7C15))
     return ((state >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)
+
+
+def fold_of(comparison: Tensor, *, folds: int, seed: int) -> Tensor:
+    """The fold (0 to folds - 1) that each comparison's number falls into: int64."""
+    return (uniform(comparison, seed=seed, step=0, stream=_FOLD) * folds).long()
 
 
 def _signed(value: int) -> int:

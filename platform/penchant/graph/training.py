@@ -21,7 +21,7 @@ from penchant.graph.collectives import Collective
 from penchant.graph.config import CandidateSettings
 from penchant.graph.encoder import GraphEncoder
 from penchant.graph.preference_graph import Messages, PreferenceShard, messages
-from penchant.graph.sampling import uniform
+from penchant.graph.sampling import fold_of, uniform
 from penchant.graph.sparse import edge_dots
 
 _SUPERVISED, _DROP_POSITIVE, _DROP_NEGATIVE = 11, 12, 13  # streams of the hash
@@ -45,6 +45,8 @@ class GraphEmbeddings:
 
     user: Tensor
     """(U, D), L2-normalised."""
+    user_folds: Tensor
+    """(folds, U, D), L2-normalised: without the messages of the comparisons of each fold."""
     response_layers: Tensor
     """(num_layers + 1, R, D): before the first layer and after each; the last is the response embedding."""
     response_degree: Tensor
@@ -173,18 +175,27 @@ class GraphTrainer:
         return {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
 
     @torch.no_grad()
-    def embeddings(self) -> GraphEmbeddings:
-        """The best checkpoint's embeddings, with every training edge visible."""
+    def embeddings(self, folds: int = 0) -> GraphEmbeddings:
+        """The best checkpoint's embeddings, with every training edge visible, and with each fold's hidden."""
         current = self._snapshot()
         self.encoder.load_state_dict(self.best_state)
         graph = messages(self.train, self.collective, dtype=self.dtype)
         pairs = self.encoder.all_layers(graph, self.features)
+        fold_C = fold_of(self.train.comparison, folds=folds, seed=self.seed)
+        without = [self._user_embedding(visible=fold_C != fold) for fold in range(folds)]
         self.encoder.load_state_dict(current)
+        user_UD = functional.normalize(pairs[-1][0], dim=1)
         return GraphEmbeddings(
-            user=functional.normalize(pairs[-1][0], dim=1),
+            user=user_UD,
+            user_folds=torch.stack(without) if without else user_UD.new_zeros(0, *user_UD.shape),
             response_layers=torch.stack([response for _, response in pairs]),
             response_degree=torch.stack([graph.positive.response_degree, graph.negative.response_degree]),
         )
+
+    def _user_embedding(self, *, visible: Tensor) -> Tensor:
+        weights = visible.to(self.dtype)
+        graph = messages(self.train, self.collective, positive=weights, negative=weights, dtype=self.dtype)
+        return functional.normalize(self.encoder(graph, self.features)[0], dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that resuming needs, as tensors by name."""

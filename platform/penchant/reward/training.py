@@ -21,17 +21,26 @@ from penchant.reward.heads import RewardHead, make_head
 
 
 @dataclass(frozen=True)
+class UserTable:
+    """What a model knows of the users."""
+
+    embedding: Tensor
+    """(N, D)"""
+    row: np.ndarray
+    """int64 (C,): the row that each comparison's user has there."""
+
+
+@dataclass(frozen=True)
 class RewardData:
     """Integer-coded comparisons (C,), features of the responses (R, F), and what each model knows of the users."""
 
     feature_RF: Tensor
-    user: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
     valid: np.ndarray
     """bool (C,): validation comparisons; the others are trained on."""
-    user_tables: dict[str, Tensor | None]
-    """Model name -> embedding table (U, D), or None for a model without users (uniform)."""
+    users: dict[str, UserTable | None]
+    """Model name -> its users, or None for a model without users (uniform)."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +74,24 @@ class RewardTrainer:
     ) -> None:
         self.settings, self.rank, self.world_size, self.device = settings, rank, world_size, device
         self.feature_RF = data.feature_RF.to(device)
-        self.comparisons = torch.from_numpy(np.stack([data.user, data.chosen, data.rejected])).long().to(device)
+        self.comparisons = torch.from_numpy(np.stack([data.chosen, data.rejected])).long().to(device)
         valid = torch.from_numpy(data.valid).to(device)
         self.train_rows, self.valid_rows = (~valid).nonzero()[:, 0], valid.nonzero()[:, 0]
         if len(self.train_rows) == 0:
             raise TrainingError("There is no training comparison of a seen user.", fix="Check split and cohort.")
-        self.tables = {name: None if table is None else table.to(device) for name, table in data.user_tables.items()}
-        seen_text = torch.unique(self.comparisons[1:, self.train_rows])
+        self.users = {
+            name: None if users is None else (users.embedding.to(device), torch.from_numpy(users.row).to(device))
+            for name, users in data.users.items()
+        }
+        seen_text = torch.unique(self.comparisons[:, self.train_rows])
         self.heads: dict[str, RewardHead] = {}
-        for name, table in self.tables.items():
+        for name, users in data.users.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
                 head = make_head(
                     settings.head,
                     feature_dim=data.feature_RF.shape[1],
-                    user_dim=0 if table is None else table.shape[1],
+                    user_dim=0 if users is None else users.embedding.shape[1],
                 )
             head.standardise.fit(data.feature_RF[seen_text.cpu()])
             self.heads[name] = head.to(device)
@@ -98,10 +110,13 @@ class RewardTrainer:
         drawn = torch.randint(len(self.train_rows), (self.settings.batch_size,), generator=generator)
         return self.train_rows[drawn[self.rank :: self.world_size].to(self.device)]
 
-    def _margin(self, model: torch.nn.Module, table: Tensor | None, rows: Tensor) -> Tensor:
-        user, chosen, rejected = self.comparisons[:, rows]
-        features = self.feature_RF[torch.cat([chosen, rejected])]
-        users = None if table is None else table[user].repeat(2, 1)
+    def _margin(self, name: str, model: torch.nn.Module, rows: Tensor) -> Tensor:
+        features = self.feature_RF[self.comparisons[:, rows].flatten()]
+        known = self.users[name]
+        users = None
+        if known is not None:
+            embedding, row = known
+            users = embedding[row[rows]].repeat(2, 1)
         score = model(features, users)
         return score[: len(rows)] - score[len(rows) :]
 
@@ -118,7 +133,7 @@ class RewardTrainer:
             # Dropout too is fixed by (seed, step, rank), so that a resumed run repeats an uninterrupted one.
             torch.manual_seed((self.settings.seed * 1_000_003 + self.step_number) * 4_096 + self.rank)
             # Data-parallel training averages gradients over workers: scale so that the mean is over the whole batch.
-            loss = -functional.logsigmoid(self._margin(model, self.tables[name], rows)).sum()
+            loss = -functional.logsigmoid(self._margin(name, model, rows)).sum()
             loss = loss * self.world_size / self.settings.batch_size
             self.optimizers[name].zero_grad(set_to_none=True)
             loss.backward()
@@ -139,7 +154,7 @@ class RewardTrainer:
         accuracy = {}
         for name, head in self.heads.items():
             head.eval()
-            margin = torch.cat([self._margin(head, self.tables[name], rows) for rows in self.valid_rows.split(16_384)])
+            margin = torch.cat([self._margin(name, head, rows) for rows in self.valid_rows.split(16_384)])
             accuracy[name] = float(((margin > 0).double() + 0.5 * (margin == 0).double()).mean())
         return accuracy
 

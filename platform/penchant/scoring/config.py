@@ -15,7 +15,7 @@ class OnboardingSettings(Settings):
     """How a user who was not in training is embedded, without optimisation."""
 
     kind: Literal["auto", "forward", "neighbours", "prototypes"] = "auto"
-    """`auto`: the one that ranks most validation choices of unseen users right. `forward`: the graph encoder over the
+    """`auto`: the one that ranks most left-out choices of unseen users right. `forward`: the graph encoder over the
     user's own edges. `neighbours`: the paper's. `prototypes`: weighed by the reward model's margins; any text will do."""
     prototypes: int = Field(32, ge=1)
     """Prototype users: k-means centres of the seen users' embeddings."""

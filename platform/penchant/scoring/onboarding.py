@@ -31,6 +31,20 @@ class Comparisons:
     def __len__(self) -> int:
         return len(self.user)
 
+    def take(self, mask: np.ndarray) -> Comparisons:
+        """The comparisons under a mask."""
+        return Comparisons(self.user[mask], self.chosen[mask], self.rejected[mask])
+
+
+def rank_within(group: np.ndarray) -> np.ndarray:
+    """Each element's position among the elements of its group, in order: int64 (N,)."""
+    order = np.argsort(group, kind="stable")
+    sorted_group = group[order]
+    starts = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]]) if len(group) else np.zeros(0, int)
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - np.repeat(starts, np.diff(np.r_[starts, len(group)]))
+    return rank
+
 
 def fit_prototypes(user_UD: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
     """Prototype users: k-means centres of the seen users' embeddings, normalised: (K, D) with K at most `count`."""

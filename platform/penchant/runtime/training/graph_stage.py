@@ -57,7 +57,7 @@ def graph_loop(config: dict[str, Any]) -> None:
                     clock = torch.tensor(time.monotonic() - started)
                     state = trainer.state() | {"candidate": torch.tensor(number), "seconds": clock}
                     checkpointer.save(state, step=progress.step, candidate=name)
-            _write_candidate(Path(config["out"]) / name, trainer, collective.rank, time.monotonic() - started)
+            _write_candidate(Path(config["out"]) / name, trainer, settings.folds, time.monotonic() - started)
         behind += candidate.optimization.max_steps
     if collective.rank == 0:
         log.write(done=total, total=total, note="")
@@ -78,20 +78,27 @@ def _per_user(name: str, tensor: Tensor) -> bool:
     return "user_rows" in name and tensor.dim() == 2
 
 
-def _write_candidate(folder: Path, trainer: GraphTrainer, rank: int, seconds: float) -> None:
-    result = trainer.embeddings()
-    write_tensors(folder / f"users-{rank:05d}.safetensors", {"embedding": result.user})
-    if rank == 0:
+def _write_candidate(folder: Path, trainer: GraphTrainer, folds: int, seconds: float) -> None:
+    result, collective = trainer.embeddings(folds), trainer.collective
+    part = _part(collective.rank, collective.world_size)
+    write_tensors(folder / f"users-{part}.safetensors", {"embedding": result.user})
+    write_tensors(folder / f"folds-{part}.safetensors", {"embedding": result.user_folds})
+    if collective.rank == 0:
         weights = {name: value for name, value in trainer.best_state.items() if name != "user_rows"}
         write_tensors(folder / "encoder.safetensors", weights)
         write_tensors(folder / "responses.safetensors", {"layers": result.response_layers, "degree": result.response_degree})
         summary = {
             "valid_accuracy": trainer.best_accuracy,
+            "workers": collective.world_size,
             "steps": trainer.step_number,
             "best_step": trainer.best_step,
             "seconds": round(seconds, 2),
         }
         write_json(folder / "summary.json", summary)
+
+
+def _part(rank: int, workers: int) -> str:
+    return f"{rank:05d}-of-{workers:05d}"
 
 
 def keep_best(candidates_folder: Path, settings: GraphSettings, out: Path) -> dict[str, Any]:
@@ -101,10 +108,12 @@ def keep_best(candidates_folder: Path, settings: GraphSettings, out: Path) -> di
     """
     summaries = {name: read_json(candidates_folder / name / "summary.json") for name in settings.candidates}
     best = max(summaries, key=lambda name: summaries[name]["valid_accuracy"])
-    source, kept = candidates_folder / best, settings.candidates[best]
+    source, kept, workers = candidates_folder / best, settings.candidates[best], summaries[best]["workers"]
     with replace_folder(out) as draft:
-        parts = [read_tensors(path)["embedding"] for path in sorted(source.glob("users-*.safetensors"))]
-        write_tensors(draft / "users.safetensors", {"embedding": torch.cat(parts)})
+        for name, dimension in (("users", 0), ("folds", 1)):
+            files = [source / f"{name}-{_part(rank, workers)}.safetensors" for rank in range(workers)]
+            parts = [read_tensors(path)["embedding"] for path in files]
+            write_tensors(draft / f"{name}.safetensors", {"embedding": torch.cat(parts, dim=dimension)})
         for name in ("encoder.safetensors", "responses.safetensors"):
             write_tensors(draft / name, read_tensors(source / name))
         summary = {

@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 
 from penchant.artifacts import read_tensors, replace_folder, write_json, write_tensors
+from penchant.graph.sampling import fold_of
 from penchant.reward.config import RewardSettings
-from penchant.reward.training import RewardData, RewardTrainer
+from penchant.reward.training import RewardData, RewardTrainer, UserTable
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.workers import Checkpointer, prepare_worker
@@ -25,17 +27,16 @@ def reward_loop(config: dict[str, Any]) -> None:
     prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
     checkpointer = Checkpointer(config["checkpoint_seconds"])
     columns = prepared.comparisons()
-    tables = {"uniform": None, "personalised": read_tensors(Path(config["graph"]) / "users.safetensors")["embedding"]}
+    users = {"uniform": None, "personalised": _personal_users(Path(config["graph"]), columns, seed=config["graph_seed"])}
     groups = prepared.groups()
     if groups is not None:
-        tables["oracle"] = groups
+        users["oracle"] = UserTable(groups, columns["user"])
     data = RewardData(
         feature_RF=prepared.features().float(),
-        user=columns["user"],
         chosen=columns["chosen"],
         rejected=columns["rejected"],
         valid=columns["valid"],
-        user_tables=tables,
+        users=users,
     )
     trainer = RewardTrainer(
         settings,
@@ -76,3 +77,17 @@ def reward_loop(config: dict[str, Any]) -> None:
                 "seconds": round(time.monotonic() - started, 2),
             }
             write_json(draft / "reward.json", summary)
+
+
+def _personal_users(graph: Path, columns: dict[str, np.ndarray], *, seed: int) -> UserTable:
+    """The users' embeddings, for training comparisons without the fold that each is in.
+
+    An embedding made from a comparison already holds its answer; a head that learns from the two together trusts the
+    embedding more than it may for fresh choices.
+    """
+    whole = read_tensors(graph / "users.safetensors")["embedding"]
+    folds = read_tensors(graph / "folds.safetensors")["embedding"]
+    fold = fold_of(torch.from_numpy(columns["number"]), folds=len(folds), seed=seed).numpy()
+    use_fold = ~columns["valid"] & (len(folds) > 0)
+    row = columns["user"] + len(whole) * np.where(use_fold, 1 + fold, 0)
+    return UserTable(torch.cat([whole, *folds]), row)

@@ -32,7 +32,7 @@ from penchant.scoring.bundle import BundleParts, write_bundle
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarding import Comparisons, fit_prototypes
-from penchant.scoring.selection import choose_onboarding
+from penchant.scoring.selection import choose_onboarding, cross_fitted
 
 
 class Stages:
@@ -114,6 +114,7 @@ class Stages:
                 {
                     "reward": reward,
                     "graph": str(self.run.stage("graph")),
+                    "graph_seed": self.settings.graph.seed,
                     "out": str(self.run.stage("reward")),
                 },
             )
@@ -204,16 +205,26 @@ class Stages:
         return write_bundle(self.run.stage("bundle"), final, dataset=dataset.fingerprint, counts=counts)
 
     def _choose_onboarding(self, parts: BundleParts, features: torch.Tensor) -> tuple[OnboardingSettings, dict[str, float]]:
-        """By the validation choices of unseen users; where there are none, of seen users as if they were new."""
-        dataset = self.dataset
-        cohort = "unseen" if len(dataset.select(split="valid", cohort="unseen")) else "seen"
-        pieces = [dataset.select(split=split, cohort=cohort) for split in ("train", "valid")]
-        users = np.unique(np.concatenate([piece.user for piece in pieces]))
-        embedded, held_out = (Comparisons(np.searchsorted(users, piece.user), piece.chosen, piece.rejected) for piece in pieces)
+        """By unseen users' own choices, each held out in turn; where there are no such users, by seen users' valid choices."""
+        dataset, settings = self.dataset, self.settings.onboarding
+        unseen = dataset.select(split=("train", "valid"), cohort="unseen")
+        if len(unseen):
+            users, user = np.unique(unseen.user, return_inverse=True)
+            rounds = cross_fitted(Comparisons(user, unseen.chosen, unseen.rejected), folds=4)
+        else:
+            parts_of_seen = [dataset.select(split=split, cohort="seen") for split in ("train", "valid")]
+            users = np.unique(np.concatenate([part.user for part in parts_of_seen]))
+            embedded, held_out = (
+                Comparisons(np.searchsorted(users, part.user), part.chosen, part.rejected) for part in parts_of_seen
+            )
+            rounds = [(embedded, held_out)]
+            # The graph holds these users' own choices, which flatters the other kinds; prototypes hold no one's.
+            if settings.kind == "auto":
+                settings = settings.model_copy(update={"kind": "prototypes"})
         model = PersonalisedRewardModel(
             Manifest(name="", dataset="", backbone={}, graph={}, reward={}, counts={}, files={}), parts
         )
-        return choose_onboarding(model, self.settings.onboarding, features, embedded, held_out, num_users=len(users))
+        return choose_onboarding(model, settings, features, rounds, num_users=len(users))
 
 
 def _check_learnable(dataset: PreferenceDataset) -> None:

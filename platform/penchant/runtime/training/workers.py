@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -102,11 +103,28 @@ def run_stage(
         ),
     )
     try:
-        trainer.fit()
+        _fit_beside(trainer)
     except PenchantError:
         raise
     except Exception as error:
         raise _cause(error, name) from error
+
+
+def _fit_beside(trainer: TorchTrainer) -> None:
+    """Runs `trainer.fit()` on a thread of its own: on the main one, Ray takes Ctrl-C over and ends the process by itself."""
+    failure: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
 
 
 def _cause(error: BaseException, stage: str) -> PenchantError:
