@@ -136,7 +136,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     """
     names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()["state"]
-    return {f"{names[index]}.{moment}": value for index, moments in state.items() for moment, value in moments.items()}
+    return {f"{names[index]}.{moment}": value.clone() for index, moments in state.items() for moment, value in moments.items()}
 
 
 def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.loading import load_backbone, locate
 from penchant.backbone.pooling import pool
-from penchant.backbone.surface import SURFACE_NAMES, surface_features
+from penchant.backbone.surface import surface_features
 
 Text = tuple[str, str]
 """A prompt and a response."""
@@ -84,7 +85,8 @@ class FeatureExtractor:
             raise ValueError("fill_cache needs a cache.")
         found = self.cache.load()
         unique = {text_key(text): text for text in texts}
-        missing = sorted(key for key in unique if key not in found)[rank::world_size]
+        # Dealt by the key itself: a worker that starts late must not count from what another has already filled.
+        missing = [key for key in unique if key not in found and int.from_bytes(key[:8]) % world_size == rank]
         done = 0
         on_progress(0, len(missing))
         for count in self._fill({key: unique[key] for key in missing}):
@@ -129,12 +131,11 @@ class FeatureExtractor:
         return np.concatenate([encoded, surface_features([response for _, response in texts])], axis=1)
 
 
-def feature_dim(settings: BackboneSettings, hidden_size: int) -> int:
-    """Width of a feature vector, given the base model's hidden width."""
-    return hidden_size * len(settings.pooling) + (len(SURFACE_NAMES) if settings.surface else 0)
-
-
 def cache_name(settings: BackboneSettings) -> str:
     """The folder name of the cache for these settings: whatever changes an encoded feature changes the name."""
     decisive = settings.model_dump(mode="json", exclude={"batch_size", "surface"})
+    folder = Path(locate(settings.name))
+    if settings.name != "minilm" and folder.is_dir():
+        # A folder's weights may be trained on under the same name.
+        decisive["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
     return f"{settings.name.replace('/', '--').strip('.-')[-40:]}-{fingerprint([decisive, __version__])[:12]}"

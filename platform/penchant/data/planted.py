@@ -145,18 +145,11 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         for question, subject in random.permutation(list(itertools.product(_QUESTIONS, _SUBJECTS)))[: world.prompts]
     ]
     per_prompt = world.responses_per_prompt
-    shows = random.random((world.prompts * per_prompt, len(names))) < 0.3
-    weight = _weights(world, shows, random)
+    shows = (random.random((world.prompts * per_prompt, len(names))) < 0.3).astype(np.float64)
     # A tie between two responses would have no right answer: every response has a small merit of its own.
     merit = random.normal(0, 0.05, len(shows))
-    utility = shows.astype(np.float64) @ weight.T + merit[:, None]
-    pairs = np.array(list(itertools.combinations(range(per_prompt), 2)))
-    pair = (np.arange(world.prompts)[:, None, None] * per_prompt + pairs[None]).reshape(-1, 2)
-    # A person can only be asked what they can tell: of each prompt's pairs, the third that no group is nearly indifferent to.
-    gap = np.abs(utility[pair[:, 0]] - utility[pair[:, 1]]).min(axis=1).reshape(world.prompts, -1)
-    clear = gap >= np.quantile(gap, 2 / 3, axis=1, keepdims=True)
-    pair = pair[clear.ravel()]
-    prefers_first = utility[pair[:, 0]] > utility[pair[:, 1]]  # (pairs, groups)
+    weight = _weights(world, shows, merit, random)
+    pair, prefers_first = _clear_pairs(world, shows @ weight.T + merit[:, None])
     prompt_of_pair = pair[:, 0] // per_prompt
     is_test = prompt_of_pair >= world.prompts - test_prompt_count(world.prompts)
 
@@ -178,7 +171,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         "prompt_id": np.repeat(prompt_id, per_prompt),
         "prompt": np.repeat(np.array(prompts), per_prompt),
         "response": texts,
-    } | {f"shows_{name}": shows[:, column] for column, name in enumerate(names)}
+    } | {f"shows_{name}": shows[:, column] > 0 for column, name in enumerate(names)}
     comparisons = {
         "user_id": user_id[user],
         "prompt_id": prompt_id[prompt_of_pair[at]],
@@ -225,21 +218,31 @@ def load_truth(folder: Path) -> dict[str, Any]:
     return read_json(folder / "truth.json")
 
 
-def _weights(world: PlantedWorld, shows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _clear_pairs(world: PlantedWorld, utility: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (P, 2) of response rows to one prompt, and whether each group prefers the first: bool (P, groups).
+
+    A person can only be asked what they can tell: of each prompt's pairs, the third that no group is nearly indifferent to.
+    """
+    within = np.array(list(itertools.combinations(range(world.responses_per_prompt), 2)))
+    pair = (np.arange(world.prompts)[:, None, None] * world.responses_per_prompt + within[None]).reshape(-1, 2)
+    margin = utility[pair[:, 0]] - utility[pair[:, 1]]
+    gap = np.abs(margin).min(axis=1).reshape(world.prompts, -1)
+    clear = (gap >= np.quantile(gap, 2 / 3, axis=1, keepdims=True)).ravel()
+    return pair[clear], margin[clear] > 0
+
+
+def _weights(world: PlantedWorld, shows: np.ndarray, merit: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Weights (groups, attributes): own tastes mixed with a common one until groups agree as often as asked."""
     own = np.linalg.qr(random.normal(size=(shows.shape[1], world.groups)))[0].T
     common = np.linalg.norm(own, axis=1).mean() * random.permutation(np.linspace(-0.6, 0.6, shows.shape[1]))
-    low, high = 0.0, 1.0
-    left, right = random.integers(0, len(shows), (2, 20_000))
-    apart = (shows[left] != shows[right]).any(axis=1)
-    gap = shows[left][apart].astype(float) - shows[right][apart].astype(float)
-    for _ in range(30):
-        mixed = (low + high) / 2
-        if _agreement(gap @ ((1 - mixed) * own + mixed * common).T > 0) < world.agreement:
-            low = mixed
-        else:
-            high = mixed
-    return (1 - high) * own + high * common
+
+    def mixed(share: float) -> np.ndarray:
+        return (1 - share) * own + share * common
+
+    # Agreement is not quite monotone in the share, so the nearest of a grid is taken.
+    grid = [mixed(share) for share in np.linspace(0, 1, 101)]
+    reached = [_agreement(_clear_pairs(world, shows @ weight.T + merit[:, None])[1]) for weight in grid]
+    return grid[int(np.argmin(np.abs(np.array(reached) - world.agreement)))]
 
 
 def _agreement(prefers_first: np.ndarray) -> float:

@@ -64,6 +64,11 @@ class Stages:
         self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
         _check_learnable(dataset)
         FeatureExtractor(settings.backbone).check()
+        source = Path(settings.backbone.name)
+        if source.is_dir():
+            # Workers, and whoever uses the bundle, run elsewhere.
+            backbone = settings.backbone.model_copy(update={"name": str(source.resolve())})
+            self.settings = settings = settings.model_copy(update={"backbone": backbone})
         self.run = RunFolder(out, dataset.fingerprint, settings)
 
     def prepare(self) -> Prepared:

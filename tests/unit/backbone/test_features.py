@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from penchant.backbone.cache import FeatureCache, text_key
+from penchant.backbone.config import BackboneSettings
+from penchant.backbone.features import FeatureExtractor, cache_name
+from penchant.backbone.loading import locate
+from penchant.backbone.standardise import Standardise
+from penchant.backbone.surface import SURFACE_NAMES, surface_features
+from penchant.errors import BackboneError
+
+TEXTS = [("Explain tides.", "1. Start with the basics. 2. Look at the details."), ("Explain tides.", "Try it today!"), ("b", "a")]
+
+
+@pytest.fixture
+def settings(tiny_backbone):
+    return BackboneSettings(name=tiny_backbone, max_tokens=32)
+
+
+def test_features_are_the_same_cached_or_not_in_any_batch(settings, tmp_path):
+    plain = FeatureExtractor(settings).features(TEXTS)
+    cached = FeatureExtractor(settings, FeatureCache(tmp_path))
+    first = cached.features(TEXTS)
+    assert np.array_equal(first, cached.features(TEXTS))
+    assert np.array_equal(first, plain)
+    alone = np.concatenate([FeatureExtractor(settings).features([text]) for text in TEXTS])
+    assert np.allclose(alone, plain, atol=2e-3), "features are kept in float16"
+    assert plain.shape == (3, 2 * 32 + len(SURFACE_NAMES))
+
+
+def test_workers_fill_the_cache_together(settings, tmp_path):
+    texts = [(f"Prompt {number}", "Try it today!") for number in range(20)]
+    counts = [
+        FeatureExtractor(settings, FeatureCache(tmp_path)).fill_cache(texts * 2, rank=rank, world_size=2) for rank in range(2)
+    ]
+    assert sum(counts) == 20, "a worker that starts late takes its own share all the same"
+    assert min(counts) > 0
+    assert set(FeatureCache(tmp_path).load()) == {text_key(text) for text in texts}
+    untouched = FeatureExtractor(settings, FeatureCache(tmp_path))
+    untouched._load = lambda: pytest.fail("the base model was loaded for cached texts")
+    untouched.features(texts)
+
+
+def test_damaged_block_is_computed_again(settings, tmp_path):
+    extractor = FeatureExtractor(settings, FeatureCache(tmp_path))
+    whole = extractor.features(TEXTS)
+    for block in tmp_path.glob("block-*"):
+        block.write_bytes(block.read_bytes()[:20])
+    assert np.array_equal(extractor.features(TEXTS), whole)
+
+
+def test_key_tells_prompt_from_response():
+    assert text_key(("ab", "c")) != text_key(("a", "bc"))
+    assert text_key(("a", "b")) != text_key(("b", "a"))
+
+
+def test_cache_is_of_one_base_and_window(settings, tmp_path):
+    name = cache_name(settings)
+    assert name == cache_name(settings.model_copy(update={"batch_size": 1, "surface": False}))
+    assert name != cache_name(settings.model_copy(update={"max_tokens": 31}))
+    assert name != cache_name(settings.model_copy(update={"pooling": ("last",)}))
+
+
+def test_base_model_is_frozen_and_in_eval_mode(settings):
+    model = FeatureExtractor(settings).model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_base_model_that_is_not_there(tmp_path):
+    with pytest.raises(BackboneError, match=r"no config\.json"):
+        locate(str(tmp_path))
+    with pytest.raises(BackboneError, match="Without a network"):
+        FeatureExtractor(BackboneSettings(name="no-org/no-model")).check()
+
+
+def test_surface_reads_the_whole_response():
+    rows = surface_features(["one two", "one two " * 1000, "- a\n- b\n\n# Title\nWhy? I know!"])
+    assert rows.shape == (3, len(SURFACE_NAMES))
+    column = {name: rows[:, number] for number, name in enumerate(SURFACE_NAMES)}
+    assert column["log_words"][1] > column["log_words"][0] + 5
+    assert column["list_lines"].tolist() == [0, 0, 0.5]
+    assert column["heading_lines"][2] == 0.25
+    assert column["first_person"][2] > 0
+    assert surface_features([]).shape == (0, len(SURFACE_NAMES))
+    assert np.isfinite(surface_features([" ", "\n", "."])).all()
+
+
+def test_standardise():
+    module = Standardise(3)
+    values = torch.randn(100, 3) * torch.tensor([1.0, 50.0, 0.0]) + torch.tensor([0.0, 7.0, 4.0])
+    module.fit(values)
+    out = module(values)
+    assert torch.allclose(out.mean(0), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(out[:, :2].std(0, correction=0), torch.ones(2), atol=1e-5)
+    assert (out[:, 2] == 0).all(), "a constant feature says nothing"
+
+
+def test_folder_with_other_weights_is_another_cache(settings, tiny_backbone, tmp_path):
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_backbone, copy)
+    before = cache_name(settings.model_copy(update={"name": str(copy)}))
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert cache_name(settings.model_copy(update={"name": str(copy)})) != before

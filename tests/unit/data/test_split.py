@@ -1,0 +1,53 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from penchant.data import PreferenceDataset
+from penchant.data.split import split_dataset
+from penchant.errors import ConfigError, DataError, OutputError
+
+
+@pytest.fixture
+def unsplit(planted, tmp_path):
+    folder = tmp_path / "unsplit"
+    folder.mkdir()
+    tables = planted[0].tables()
+    pq.write_table(tables["responses"], folder / "responses.parquet")
+    pq.write_table(tables["comparisons"].drop_columns(["split"]), folder / "comparisons.parquet")
+    return folder
+
+
+def test_split_by_prompt_and_by_user(unsplit, tmp_path):
+    dataset = split_dataset(unsplit, tmp_path / "out", test_prompts=0.25, valid=0.2, unseen=0.2, seed=1)
+    prompt = dataset.prompt_of_response[dataset.comparisons.chosen]
+    test = dataset.comparisons.split == 2
+    assert not set(prompt[test]) & set(prompt[~test])
+    assert len(set(prompt[test])) == round(0.25 * len(dataset.prompt_ids))
+    assert 0 < (~dataset.seen).sum() < len(dataset.seen) / 2
+    trained = np.unique(dataset.select(split="train").user)
+    others = np.unique(dataset.comparisons.user[~test])
+    assert np.array_equal(trained, others), "everybody with a comparison outside test has one in train"
+    assert PreferenceDataset.load(tmp_path / "out").fingerprint == dataset.fingerprint
+
+
+def test_split_is_seeded(unsplit, tmp_path):
+    first, again, other = (split_dataset(unsplit, tmp_path / f"{n}", seed=seed) for n, seed in enumerate((1, 1, 2)))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_split_that_is_there_is_kept(planted, tmp_path):
+    planted[0].save(tmp_path / "whole")
+    assert split_dataset(tmp_path / "whole", tmp_path / "out").fingerprint == planted[0].fingerprint
+
+
+def test_mistakes(unsplit, tmp_path):
+    with pytest.raises(ConfigError, match=r"valid is 1\.5"):
+        split_dataset(unsplit, tmp_path / "out", valid=1.5)
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "file").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        split_dataset(unsplit, tmp_path / "occupied")
+    table = pq.read_table(unsplit / "comparisons.parquet").drop_columns(["prompt_id"])
+    pq.write_table(table, unsplit / "comparisons.parquet")
+    with pytest.raises(DataError, match="prompt_id"):
+        split_dataset(unsplit, tmp_path / "out")
