@@ -68,3 +68,74 @@ def planted():
     from penchant.data.planted import PlantedWorld, generate
 
     return generate(PlantedWorld(users=60, unseen_users=12, prompts=40, comparisons_per_user=12, seed=3))
+
+
+@pytest.fixture(scope="session")
+def bundle(planted, tiny_backbone, tmp_path_factory):
+    """A small bundle, trained in this process without Ray: its folder, its parts and the features of its responses."""
+    import numpy as np
+
+    from penchant.backbone.config import BackboneSettings
+    from penchant.backbone.features import FeatureExtractor
+    from penchant.evaluation.evaluate import response_keys
+    from penchant.graph.collectives import Collective
+    from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
+    from penchant.graph.neighbours import NeighbourIndex
+    from penchant.graph.preference_graph import PreferenceShard
+    from penchant.graph.training import GraphTrainer
+    from penchant.reward.config import RewardSettings
+    from penchant.reward.training import RewardData, RewardTrainer, UserTable
+    from penchant.scoring.bundle import BundleParts, write_bundle
+    from penchant.scoring.config import OnboardingSettings
+    from penchant.scoring.onboarding import fit_prototypes
+
+    dataset, _ = planted
+    backbone = BackboneSettings(name=tiny_backbone, max_tokens=64)
+    texts = [(dataset.prompts[at], text) for at, text in zip(dataset.prompt_of_response, dataset.responses, strict=True)]
+    features = torch.from_numpy(FeatureExtractor(backbone).features(texts))
+    seen = int(dataset.seen.sum())
+    assert dataset.seen[:seen].all(), "the planted world puts seen users first"
+    shards = []
+    for split in ("train", "valid"):
+        part = dataset.select(split=split, cohort="seen")
+        columns = (part.user, part.chosen, part.rejected, np.arange(len(part)))
+        shards.append(PreferenceShard.build(*columns, first_user=0, num_users=seen, num_responses=len(texts)))
+    graph_settings = CandidateSettings(
+        encoder=EncoderSettings(dim=16, num_layers=2), optimization=OptimizationSettings(max_steps=40)
+    )
+    graph = GraphTrainer(graph_settings, *shards, features=features, collective=Collective())
+    list(graph.run())
+    graph.encoder.load_state_dict(graph.best_state)
+    result = graph.embeddings()
+    rows = dataset.select(split=("train", "valid"), cohort="seen")
+    reward = RewardTrainer(
+        RewardSettings(steps=200),
+        RewardData(
+            feature_RF=features,
+            chosen=rows.chosen,
+            rejected=rows.rejected,
+            valid=rows.split == 1,
+            users={"uniform": None, "personalised": UserTable(result.user, rows.user)},
+        ),
+    )
+    list(reward.run())
+    train = dataset.select(split="train", cohort="seen")
+    parts = BundleParts(
+        backbone=backbone,
+        encoder=graph.encoder.eval(),
+        user_ids=dataset.user_ids[:seen],
+        user_UD=result.user,
+        response_ids=dataset.response_ids,
+        response_keys=np.array(response_keys(dataset), dtype=object),
+        response_layers=result.response_layers,
+        response_degree=result.response_degree,
+        neighbours=NeighbourIndex.build(train.user, train.chosen, result.user.numpy(), result.response_layers[-1].numpy()),
+        head_settings=RewardSettings().head,
+        personalised=reward.heads["personalised"].eval(),
+        uniform=reward.heads["uniform"].eval(),
+        prototype_KD=torch.from_numpy(fit_prototypes(result.user.numpy(), 8)),
+        onboarding=OnboardingSettings(kind="neighbours", temperatures=(0.1,)),
+    )
+    folder = tmp_path_factory.mktemp("trained") / "bundle"
+    write_bundle(folder, parts, dataset=dataset.fingerprint, counts={"users": seen})
+    return folder, parts, features

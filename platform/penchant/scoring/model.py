@@ -110,6 +110,8 @@ class PersonalisedRewardModel:
         """
         if not responses:
             raise DataError("There is no response to score.", where="responses", fix="Give at least one.")
+        if not prompt.strip():
+            raise DataError("The prompt is blank.", where="prompt", fix="Give a text.")
         for number, response in enumerate(responses):
             if not response.strip():
                 raise DataError("A response is blank.", where=f"response {number}", fix="Give a text.")

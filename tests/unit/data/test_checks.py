@@ -126,9 +126,7 @@ def test_many_problems_of_a_kind_are_counted_not_listed():
     tables = good_tables()
     many = pa.concat_tables([tables["comparisons"].slice(0, 1)] * 50)
     tables["comparisons"] = pa.concat_tables([tables["comparisons"], with_value(many, "chosen_id", 0, "zz")])
-    tables["comparisons"] = tables["comparisons"].set_column(
-        2, "chosen_id", pa.array(["a", "b", "c"] + ["zz"] * 50)
-    )
+    tables["comparisons"] = tables["comparisons"].set_column(2, "chosen_id", pa.array(["a", "b", "c"] + ["zz"] * 50))
     problems = [problem for problem in find_problems(tables) if problem.kind == "unknown_response"]
     assert len(problems) == 20
     assert sum(problem.count for problem in problems) == 50

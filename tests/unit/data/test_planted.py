@@ -35,7 +35,7 @@ def test_controversial_pairs_are_those_that_groups_disagree_on():
     dataset, _ = generate(PlantedWorld(users=300, unseen_users=0, prompts=40, comparisons_per_user=30, noise=0.0))
     rows = dataset.comparisons
     first = {}
-    for user, chosen, rejected, controversial in zip(rows.user, rows.chosen, rows.rejected, rows.controversial, strict=True):
+    for chosen, rejected, controversial in zip(rows.chosen, rows.rejected, rows.controversial, strict=True):
         first.setdefault((min(chosen, rejected), max(chosen, rejected)), []).append((chosen < rejected, controversial))
     for answers in first.values():
         said = {controversial for _, controversial in answers}

@@ -53,9 +53,7 @@ def test_every_format_gives_the_same_tables(tmp_path, name, suffix):
 
 
 def test_multi_turn_prompts_keep_their_roles(tmp_path):
-    row = FORMATS["conversational"] | {
-        "prompt": [message("user", "Hello"), message("assistant", "Hi"), message("user", "Why?")]
-    }
+    row = FORMATS["conversational"] | {"prompt": [message("user", "Hello"), message("assistant", "Hi"), message("user", "Why?")]}
     import_trl(write(tmp_path / "data.jsonl", [row]), tmp_path / "out")
     assert read_tables(tmp_path / "out")["responses"]["prompt"][0].as_py() == "user: Hello\n\nassistant: Hi\n\nuser: Why?"
 

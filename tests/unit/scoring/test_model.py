@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from penchant.errors import ArtifactError, DataError
+from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+from penchant.scoring.onboarded import read_choices, read_onboarded, write_onboarded
+from penchant.scoring.onboarding import Comparisons
+
+
+@pytest.fixture
+def model(bundle):
+    return PersonalisedRewardModel.load(bundle[0])
+
+
+CHOICE = TextComparison("Why?", "Joke of the day: ha!", "It is hereby noted.")
+
+
+def test_answer_says_how_it_was_personalised(model):
+    seen, unknown = (model.score(user, "Explain tides.", ["One.", "Two!"]) for user in ("user-0003", "nobody"))
+    assert (seen.personalisation, unknown.personalisation) == ("seen", "unknown")
+    assert unknown.score == unknown.uniform == seen.uniform
+    assert seen.score != seen.uniform
+    assert seen.bundle == model.manifest.name
+    model.onboard({"nobody": [CHOICE]})
+    assert model.score("nobody", "Explain tides.", ["One."]).personalisation == "onboarded"
+
+
+def test_scores_do_not_depend_on_what_they_are_asked_with(model):
+    texts = ["One.", "Two!", "First, see what it is."]
+    together = model.score("user-0003", "Explain tides.", texts)
+    apart = [model.score("user-0003", "Explain tides.", [text]).score[0] for text in texts]
+    assert together.score == pytest.approx(apart, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "responses", "said"),
+    [("", ["a"], "prompt"), ("p", [], "response"), ("p", ["a", " "], "response 1")],
+)
+def test_blank_texts_are_refused(model, prompt, responses, said):
+    with pytest.raises(DataError, match=said):
+        model.score("user-0003", prompt, responses)
+
+
+@pytest.mark.parametrize("kind", ["forward", "neighbours", "prototypes"])
+def test_onboarded_users_of_a_group_are_nearer_to_it(model, bundle, planted, kind):
+    """Unseen users embedded from their own comparisons rank their held-out choices better than by chance."""
+    dataset, (_, parts, features) = planted[0], bundle
+    unseen = dataset.select(split=("train", "valid"), cohort="unseen")
+    users, number = np.unique(unseen.user, return_inverse=True)
+    embedding = model.embed(
+        Comparisons(number, unseen.chosen, unseen.rejected), features, np.arange(len(features)), num_users=len(users), kind=kind
+    )
+    assert torch.allclose(embedding.norm(dim=1), torch.ones(len(users)), atol=1e-5)
+    hidden = parts.personalised.hidden(features)
+    user = embedding[torch.from_numpy(number)]
+    margin = parts.personalised.score(hidden[unseen.chosen], user) - parts.personalised.score(hidden[unseen.rejected], user)
+    assert (margin > 0).float().mean() > 0.55
+
+
+@pytest.mark.parametrize("kind", ["forward", "neighbours", "prototypes"])
+def test_onboarding_many_is_onboarding_each(model, bundle, planted, kind):
+    dataset, (_, _, features) = planted[0], bundle
+    unseen = dataset.select(split="train", cohort="unseen")
+    users, number = np.unique(unseen.user, return_inverse=True)
+    known = np.arange(len(features))
+    together = model.embed(Comparisons(number, unseen.chosen, unseen.rejected), features, known, num_users=len(users), kind=kind)
+    for user in range(len(users)):
+        mine = number == user
+        alone = Comparisons(np.zeros(mine.sum(), dtype=np.int64), unseen.chosen[mine], unseen.rejected[mine])
+        assert torch.allclose(model.embed(alone, features, known, num_users=1, kind=kind)[0], together[user], atol=1e-5)
+
+
+def test_fresh_texts_fall_back_on_prototypes(model, bundle):
+    features = bundle[2]
+    one = Comparisons(np.array([0]), np.array([0]), np.array([1]))
+    fresh = np.full(len(features), -1)
+    by_default, by_prototypes = (
+        model.embed(one, features, fresh, num_users=1, kind=kind) for kind in ("neighbours", "prototypes")
+    )
+    assert torch.equal(by_default, by_prototypes)
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        ([], "no comparison"),
+        ([TextComparison("p", "a", "a")], "the same text"),
+        ([CHOICE, TextComparison("p", " ", "b")], "comparison 1: chosen is blank"),
+    ],
+)
+def test_choices_that_say_nothing_are_refused(model, choices, said):
+    with pytest.raises(DataError, match=said):
+        model.onboard({"somebody": choices})
+    assert model.resolve("somebody").personalisation == "unknown"
+
+
+def test_onboarded_users_go_through_a_file(model, tmp_path):
+    made = model.onboard({"new": [CHOICE]})
+    write_onboarded(tmp_path / "users.json", made, bundle=model.manifest.name, counts={"new": 1})
+    read = read_onboarded(tmp_path / "users.json", bundle=model.manifest.name)
+    assert torch.allclose(read["new"], made["new"])
+    with pytest.raises(ArtifactError, match="Onboard them again"):
+        read_onboarded(tmp_path / "users.json", bundle="another")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"user_id": "u", "prompt": "p", "chosen": "a"}', "row 0: There is no text 'rejected'"),
+        ('{"user_id": 3, "prompt": "p", "chosen": "a", "rejected": "b"}', "There is no text 'user_id'"),
+        ("not json", "cannot be read"),
+        ("", "no comparison"),
+    ],
+)
+def test_file_of_choices_with_a_mistake(tmp_path, content, said):
+    (tmp_path / "choices.jsonl").write_text(content)
+    with pytest.raises(DataError) as raised:
+        read_choices(tmp_path / "choices.jsonl")
+    assert said in str(raised.value)
+    assert "choices.jsonl" in str(raised.value)
+
+
+def test_choices_are_read_by_user(tmp_path):
+    rows = [{"user_id": user, "prompt": "p", "chosen": "a", "rejected": "b"} for user in ("u", "v", "u")]
+    (tmp_path / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert {user: len(choices) for user, choices in read_choices(tmp_path / "choices.jsonl").items()} == {"u": 2, "v": 1}
