@@ -67,6 +67,9 @@ def measure(out: str) -> None:
         losses[name] = [trainer.step() for _ in range(5)] + [trainer.validate()]
         for key, value in trainer.encoder.named_parameters():
             tensors[f"{name}/double/{key}"] = whole(trainer, key, value.detach())
+        embeddings = trainer.embeddings(folds=2)
+        for key, value in (("users", embeddings.user), ("fold", embeddings.user_folds[1])):
+            tensors[f"{name}/double/{key}"] = whole(trainer, "user_rows", value)
         single = make_trainer(name, torch.float32)
         losses[f"{name}/float"] = [single.step()]
         for key, value in single.encoder.named_parameters():

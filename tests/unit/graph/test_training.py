@@ -6,8 +6,8 @@ from penchant.errors import TrainingError
 from penchant.graph.collectives import Collective
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
 from penchant.graph.inductive import embed_responses, embed_users
-from penchant.graph.preference_graph import PreferenceShard
-from penchant.graph.sampling import initial_rows, uniform
+from penchant.graph.preference_graph import PreferenceShard, messages
+from penchant.graph.sampling import fold_of, initial_rows, uniform
 from penchant.graph.training import GraphTrainer
 
 ENCODERS = {
@@ -71,6 +71,25 @@ def test_forward_pass_of_a_seen_user_gives_their_embedding_up_to_the_extra_edge(
         num_users=int(dataset.seen.sum()),
     )  # fmt: skip
     assert torch.allclose(embedded, result.user, atol=1e-5)
+
+
+def test_fold_embedding_is_that_of_a_graph_without_its_comparisons(planted):
+    dataset, _ = planted
+    graph = trainer(dataset, ENCODERS["text"], max_steps=5)
+    list(graph.run())
+    folds = graph.embeddings(folds=3).user_folds
+    part = dataset.select(split="train", cohort="seen")
+    fold = fold_of(torch.arange(len(part)), folds=3, seed=0).numpy()
+    assert set(fold) == {0, 1, 2}
+    for number in range(3):
+        kept = part.take(fold != number)
+        shard = PreferenceShard.build(
+            kept.user, kept.chosen, kept.rejected, np.arange(len(kept)),
+            first_user=0, num_users=int(dataset.seen.sum()), num_responses=len(dataset.response_ids),
+        )  # fmt: skip
+        graph.encoder.load_state_dict(graph.best_state)
+        users, _ = graph.encoder(messages(shard, Collective()), graph.features)
+        assert torch.allclose(torch.nn.functional.normalize(users, dim=1), folds[number], atol=1e-5)
 
 
 def test_fresh_responses_have_an_embedding_at_every_layer(planted):

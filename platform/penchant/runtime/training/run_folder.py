@@ -44,9 +44,9 @@ class RunFolder:
             found = read_json(self.path / _RUN)
             differing = [name for name, value in identity.items() if found.get(name) != value]
             if differing:
-                words = {"dataset": "data set", "settings": "settings"}
+                words = {"dataset": "another data set", "settings": "other settings"}
                 raise OutputError(
-                    f"The folder holds a run with another {' and other '.join(words[name] for name in differing)}.",
+                    f"The folder holds a run with {' and '.join(words[name] for name in differing)}.",
                     where=str(path),
                     fix="Choose another --out folder, or remove this one.",
                 )

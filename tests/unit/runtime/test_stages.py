@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from penchant.artifacts import read_tensors, write_json, write_tensors
+from penchant.graph.config import GraphSettings
+from penchant.runtime.training.graph_stage import _own_state, keep_best
+from penchant.runtime.training.prepared import prepare
+from penchant.runtime.training.reward_stage import _personal_users
+
+
+@pytest.fixture
+def prepared(planted, tmp_path):
+    return prepare(planted[0], tmp_path / "prepared")
+
+
+def test_shards_together_are_the_data_set(prepared, planted):
+    dataset, _ = planted
+    for world_size in (1, 2, 3):
+        shards = [prepared.shards(rank, world_size) for rank in range(world_size)]
+        assert sum(train.num_users for train, _ in shards) == dataset.seen.sum()
+        numbers = np.concatenate([part.comparison.numpy() for shard in shards for part in shard])
+        assert sorted(numbers) == list(range(len(dataset.select(split=("train", "valid"), cohort="seen"))))
+
+
+def test_no_test_comparison_and_no_unseen_user_is_prepared(prepared, planted):
+    dataset, _ = planted
+    columns = prepared.comparisons()
+    assert len(columns["user"]) == len(dataset.select(split=("train", "valid"), cohort="seen"))
+    assert columns["valid"].sum() == len(dataset.select(split="valid", cohort="seen"))
+    test = dataset.select(split="test")
+    assert not set(zip(columns["chosen"], columns["rejected"], strict=True)) & set(zip(test.chosen, test.rejected, strict=True))
+
+
+def test_groups_stay_out_where_one_is_not_known(planted, tmp_path):
+    from penchant.data import PreferenceDataset
+
+    tables = planted[0].tables()
+    groups = tables["users"]["group"].to_pylist()
+    groups[0] = None
+    at = tables["users"].column_names.index("group")
+    tables["users"] = tables["users"].set_column(at, "group", [groups])
+    assert prepare(PreferenceDataset.from_tables(**tables), tmp_path / "prepared").groups() is None
+
+
+def candidate(folder, parts, accuracy, workers):
+    users = torch.arange(12.0).reshape(6, 2)
+    for rank in range(parts):
+        rows = slice(6 * rank // parts, 6 * (rank + 1) // parts)
+        name = f"{rank:05d}-of-{parts:05d}.safetensors"
+        write_tensors(folder / f"users-{name}", {"embedding": users[rows] * accuracy})
+        write_tensors(folder / f"folds-{name}", {"embedding": users[rows].repeat(3, 1, 1)})
+    for name in ("encoder", "responses"):
+        write_tensors(folder / f"{name}.safetensors", {"a": torch.zeros(1)})
+    write_json(
+        folder / "summary.json",
+        {"valid_accuracy": accuracy, "workers": workers, "steps": 1, "best_step": 1, "seconds": 1.0},
+    )
+
+
+def test_best_candidate_is_joined_from_its_own_run_alone(tmp_path):
+    """What an interrupted run with more workers has left in the folder is not taken for a part."""
+    candidate(tmp_path / "text", 3, 0.5, workers=3)
+    candidate(tmp_path / "id+text", 3, 0.7, workers=3)
+    candidate(tmp_path / "id+text", 2, 0.7, workers=2)
+    summary = keep_best(tmp_path, GraphSettings(), tmp_path / "graph")
+    assert summary["chosen"] == "id+text"
+    assert summary["seconds"] == 2.0
+    assert torch.equal(
+        read_tensors(tmp_path / "graph" / "users.safetensors")["embedding"], torch.arange(12.0).reshape(6, 2) * 0.7
+    )
+    assert read_tensors(tmp_path / "graph" / "folds.safetensors")["embedding"].shape == (3, 6, 2)
+
+
+def test_checkpoint_of_another_number_of_workers_is_cut_anew():
+    rows = torch.arange(10.0).reshape(5, 2)
+    saved = [
+        {"encoder.user_rows": rows[:2], "encoder.shared": torch.ones(2, 2), "progress": torch.ones(3)},
+        {"encoder.user_rows": rows[2:], "encoder.shared": torch.ones(2, 2), "progress": torch.ones(3)},
+    ]
+    own = [_own_state(saved, rank, 3, 5) for rank in range(3)]
+    assert torch.equal(torch.cat([state["encoder.user_rows"] for state in own]), rows)
+    assert all(state["encoder.shared"].shape == (2, 2) for state in own)
+    assert _own_state(saved, 1, 2, 5) is saved[1]
+
+
+def test_training_comparisons_use_the_embedding_without_their_fold(tmp_path):
+    users, folds = torch.zeros(4, 2), torch.arange(1.0, 4).view(3, 1, 1).expand(3, 4, 2).contiguous()
+    write_tensors(tmp_path / "users.safetensors", {"embedding": users})
+    write_tensors(tmp_path / "folds.safetensors", {"embedding": folds})
+    columns = {"user": np.arange(40) % 4, "number": np.arange(40), "valid": np.arange(40) >= 30}
+    from penchant.graph.sampling import fold_of
+
+    table = _personal_users(tmp_path, columns, seed=5)
+    used = table.embedding[table.row][:, 0]
+    assert torch.equal(used[:30], 1 + fold_of(torch.arange(30), folds=3, seed=5).float())
+    assert (used[30:] == 0).all(), "validation is judged with the whole embedding"
+    write_tensors(tmp_path / "folds.safetensors", {"embedding": folds[:0]})
+    assert np.array_equal(_personal_users(tmp_path, columns, seed=5).row, columns["user"])
