@@ -1,6 +1,6 @@
 """The planted world: users in groups of known taste, so that the right answer and the best reachable accuracy are known.
 
-A response shows a few attributes in its words (brief or elaborate, in steps, warm, with an example, ...). A group has a weight
+A response shows a few attributes in its words (in steps, warm, with an example, ...). A group has a weight
 for each attribute; a user chooses the response that their group likes better, and errs with a stated probability.
 """
 
@@ -65,14 +65,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "Spoiler: my cat understood it before I did, and she only wanted a snack. Ha!",
         "Joke of the day: it walked into a bar and nobody noticed. Funny, right? Lol.",
     ),
-    "formal": (
-        "Pursuant to established terminology, the aforementioned phenomenon shall be designated accordingly.",
-        "It is hereby noted that the underlying principle is, in essence, of considerable theoretical import.",
-    ),
-    "action": (
-        "Try it today: go outside, pick one thing, and write down what you see.",
-        "Your next move: set a timer for ten minutes and do one small experiment now.",
-    ),
 }
 """Attribute -> the sentences that show it."""
 
@@ -82,21 +74,21 @@ class PlantedWorld(Settings):
 
     users: int = Field(800, ge=2)
     """Seen users."""
-    unseen_users: int = Field(80, ge=0)
+    unseen_users: int = Field(160, ge=0)
     """Users kept out of training."""
-    groups: int = Field(4, ge=1, le=8)
+    groups: int = Field(4, ge=1, le=len(ATTRIBUTES))
     """Groups of one taste each."""
     agreement: float = Field(0.5, ge=0.5, le=1)
     """Share of pairs on which two groups agree, on average."""
     prompts: int = Field(240, ge=10, le=len(_SUBJECTS) * len(_QUESTIONS))
     """Prompts; 15% of them, at least one, are for test."""
-    responses_per_prompt: int = Field(6, ge=2, le=12)
+    responses_per_prompt: int = Field(8, ge=3, le=12)
     """Responses to a prompt."""
     comparisons_per_user: int = Field(20, ge=1)
     """Train comparisons of a user; with protocol `avg`, on average."""
     valid_comparisons: int = Field(3, ge=0)
     """Validation comparisons of a user."""
-    test_comparisons: int = Field(12, ge=1)
+    test_comparisons: int = Field(16, ge=1)
     """Test comparisons of a user."""
     protocol: Literal["all", "avg"] = "all"
     """`all`: every user has that many comparisons; `avg`: uniform in 1..2n-1 (CoPL's ALL and AVG)."""
@@ -111,7 +103,7 @@ class PlantedWorld(Settings):
             raise ValueError("there must be at least one user for each group")
         pairs = self.responses_per_prompt * (self.responses_per_prompt - 1) // 2
         train_pairs = (self.prompts - test_prompt_count(self.prompts)) * pairs
-        if 2 * self.comparisons_per_user + self.valid_comparisons > train_pairs // 3 - 1:
+        if 2 * self.comparisons_per_user + self.valid_comparisons > train_pairs // 4 - 1:
             raise ValueError("too many comparisons a user for so few prompts: add prompts or responses_per_prompt")
         return self
 
@@ -221,13 +213,13 @@ def load_truth(folder: Path) -> dict[str, Any]:
 def _clear_pairs(world: PlantedWorld, utility: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (P, 2) of response rows to one prompt, and whether each group prefers the first: bool (P, groups).
 
-    A person can only be asked what they can tell: of each prompt's pairs, the third that no group is nearly indifferent to.
+    A person can only be asked what they can tell: of each prompt's pairs, the quarter that no group is nearly indifferent to.
     """
     within = np.array(list(itertools.combinations(range(world.responses_per_prompt), 2)))
     pair = (np.arange(world.prompts)[:, None, None] * world.responses_per_prompt + within[None]).reshape(-1, 2)
     margin = utility[pair[:, 0]] - utility[pair[:, 1]]
     gap = np.abs(margin).min(axis=1).reshape(world.prompts, -1)
-    clear = (gap >= np.quantile(gap, 2 / 3, axis=1, keepdims=True)).ravel()
+    clear = (gap >= np.quantile(gap, 3 / 4, axis=1, keepdims=True)).ravel()
     return pair[clear], margin[clear] > 0
 
 
