@@ -1,0 +1,28 @@
+"""What every benchmark prints and leaves: a table, and the same as JSON."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+OUT = Path("runs/benchmarks")
+
+
+def report(name: str, title: str, rows: list[dict], notes: list[str] | None = None) -> None:
+    """Prints the rows (dictionaries with the same keys) and writes runs/benchmarks/NAME.json."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+                        for value in row.values()))  # fmt: skip
+    console = Console(width=150)
+    console.print(table)
+    for note in notes or []:
+        console.print(note)
+    OUT.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    path = OUT / f"{name}.json"
+    path.write_text(json.dumps({"title": title, "rows": rows, "notes": notes or [], "machine": machine}, indent=2) + "\n")
+    console.print(f"[dim]{path}[/]")
