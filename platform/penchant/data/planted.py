@@ -152,7 +152,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
     at, first, split = (np.concatenate([row[part] for row in rows]) for part in range(3))
     chosen = np.where(first, pair[at, 0], pair[at, 1])
     rejected = np.where(first, pair[at, 1], pair[at, 0])
-    controversial = prefers_first.any(axis=1) & ~prefers_first.all(axis=1)
+    controversial = np.asarray(prefers_first.any(axis=1) & ~prefers_first.all(axis=1))
 
     texts = [_text(prompts[row // per_prompt], shows[row], names, random) for row in range(len(shows))]
     response_id = np.array([f"r{row:05d}" for row in range(len(shows))])

@@ -186,9 +186,9 @@ def _figure(y_title: str) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#6b7280"},
-        margin={"l": 56, "r": 16, "t": 16, "b": 48},
-        height=380,
-        legend={"orientation": "h", "y": 1.12},
+        margin={"l": 56, "r": 16, "t": 64, "b": 48},
+        height=400,
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02},
     )
     figure.update_xaxes(gridcolor=grid, zeroline=False)
     figure.update_yaxes(gridcolor=grid, zeroline=False, title=y_title)

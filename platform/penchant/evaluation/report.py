@@ -52,6 +52,7 @@ def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) 
         method_names=figures.METHOD_NAMES,
         percent=lambda value: f"{100 * value:.1f}",
         signed=lambda value: f"{100 * value:+.1f}",
+        number=_number,
     )
     write_text(path, html)
 
@@ -77,6 +78,12 @@ def headline(metrics: dict[str, Any]) -> list[str]:
             verdict = f": {span}, an interval that includes 0. Personalising has shown no gain here."
         sentences.append(ranks + verdict)
     return sentences
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _embed(figure: go.Figure, name: str) -> Markup:
