@@ -61,25 +61,37 @@ def data_split(
 @data_app.command("synth")
 def data_synth(
     out: Path,
-    users: int = 600,
-    unseen_users: int = 80,
-    groups: int = 4,
-    agreement: Annotated[float, typer.Option(help="Share of pairs on which two groups agree.")] = 0.5,
-    prompts: int = 160,
-    comparisons: Annotated[int, typer.Option(help="Train comparisons a user; with --protocol avg, on average.")] = 16,
-    protocol: Annotated[str, typer.Option(help="`all`: every user has that many; `avg`: 1 to 2n - 1.")] = "all",
-    noise: Annotated[float, typer.Option(help="Share of choices that go against the user's taste.")] = 0.1,
-    seed: int = 0,
+    users: Annotated[int | None, typer.Option(help="Seen users.", show_default=False)] = None,
+    unseen_users: Annotated[int | None, typer.Option(help="Users kept out of training.", show_default=False)] = None,
+    groups: Annotated[int | None, typer.Option(help="Groups of one taste each.", show_default=False)] = None,
+    agreement: Annotated[float | None, typer.Option(help="Share of pairs that two groups agree on.", show_default=False)] = None,
+    prompts: Annotated[int | None, typer.Option(help="Prompts; 15% are for test.", show_default=False)] = None,
+    comparisons: Annotated[
+        int | None, typer.Option(help="Train comparisons a user; with --protocol avg, on average.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="`all`: every user has that many; `avg`: 1 to 2n - 1.", show_default=False)
+    ] = None,
+    noise: Annotated[float | None, typer.Option(help="Share of choices against the user's taste.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes everything.", show_default=False)] = None,
 ) -> None:
-    """Generate the planted world: users in groups of known taste, so that the best reachable accuracy is known."""
+    """Generate the planted world: users in groups of known taste, so that the best reachable accuracy is known.
+
+    What is left out is as in `penchant demo`; `truth.json` in the folder says everything that the world is made of.
+
+    Example:
+
+        penchant data synth my-world --users 200 --groups 3 --noise 0.05
+    """
     from penchant.config import load_settings
     from penchant.data.planted import PlantedWorld, save_planted
 
-    values = {
+    asked = {
         "users": users, "unseen_users": unseen_users, "groups": groups, "agreement": agreement, "prompts": prompts,
         "comparisons_per_user": comparisons, "protocol": protocol, "noise": noise, "seed": seed,
     }  # fmt: skip
-    world = load_settings(PlantedWorld, overrides=[f"{key}={value}" for key, value in values.items()])
+    overrides = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    world = load_settings(PlantedWorld, overrides=overrides)
     dataset, truth = save_planted(world, out)
     console.print(dataset)
     console.print(
