@@ -97,3 +97,27 @@ def test_training_comparisons_use_the_embedding_without_their_fold(tmp_path):
     assert (used[30:] == 0).all(), "validation is judged with the whole embedding"
     write_tensors(tmp_path / "folds.safetensors", {"embedding": folds[:0]})
     assert np.array_equal(_personal_users(tmp_path, columns, seed=5).row, columns["user"])
+
+
+@pytest.mark.parametrize(
+    ("cohorts", "said"),
+    [(["seen"], "There is one seen user"), (["unseen", "unseen"], "There are no seen users")],
+)
+def test_nothing_is_learnt_from_one_user(cohorts, said):
+    import pyarrow as pa
+
+    from penchant.data import PreferenceDataset
+    from penchant.errors import DataError
+    from penchant.runtime.training.stages import _check_learnable
+
+    users = [f"u{number}" for number in range(len(cohorts))]
+    dataset = PreferenceDataset.from_tables(
+        responses=pa.table({"response_id": ["a", "b"], "prompt_id": ["p"] * 2, "prompt": ["Why?"] * 2, "response": ["A", "B"]}),
+        comparisons=pa.table(
+            {"user_id": users, "prompt_id": ["p"] * len(users), "chosen_id": ["a"] * len(users),
+             "rejected_id": ["b"] * len(users), "split": ["train"] * len(users)}
+        ),
+        users=pa.table({"user_id": users, "cohort": cohorts}),
+    )  # fmt: skip
+    with pytest.raises(DataError, match=said):
+        _check_learnable(dataset)
