@@ -170,7 +170,9 @@ def test_interrupted_run_resumes_from_its_checkpoint(data, tmp_path, tiny_backbo
         "evaluation.resamples=20", "graph.candidates={text: {optimization: {max_steps: 4000, patience: 4000}}}",
     )  # fmt: skip
     command = [sys.executable, "-m", "penchant.cli", "fit", "--data", str(data), "--out", str(out), *settings]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background of a shell hands down an ignored SIGINT.
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **listening)
     deadline = time.monotonic() + 120
     checkpoints = out / "checkpoints"
     while not list(checkpoints.rglob("worker-00000.safetensors")) and time.monotonic() < deadline:
