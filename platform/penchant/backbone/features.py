@@ -16,9 +16,7 @@ from penchant.backbone.config import BackboneSettings
 from penchant.backbone.loading import load_backbone, locate
 from penchant.backbone.pooling import pool
 from penchant.backbone.surface import surface_features
-
-Text = tuple[str, str]
-"""A prompt and a response."""
+from penchant.backbone.tokens import Text, tokenise
 
 _BLOCK = 512
 """Texts written to the cache at once: what an interruption can lose."""
@@ -111,14 +109,7 @@ class FeatureExtractor:
         rows: dict[int, np.ndarray] = {}
         for start in range(0, len(order), settings.batch_size):
             batch = order[start : start + settings.batch_size]
-            tokens = tokenizer(
-                [texts[row][0][: settings.prompt_characters] for row in batch],
-                [texts[row][1] for row in batch],
-                truncation="only_second",
-                max_length=settings.max_tokens,
-                padding=True,
-                return_tensors="pt",
-            ).to(self.device)
+            tokens = tokenise(tokenizer, [texts[row] for row in batch], settings).to(self.device)
             hidden = model(**tokens).last_hidden_state
             pooled = pool(hidden, tokens["attention_mask"], settings.pooling).float().cpu().numpy()
             rows |= dict(zip(batch, pooled, strict=True))

@@ -141,7 +141,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
     # A tie between two responses would have no right answer: every response has a small merit of its own.
     merit = random.normal(0, 0.05, len(shows))
     weight = _weights(world, shows, merit, random)
-    pair, prefers_first = _clear_pairs(world, shows @ weight.T + merit[:, None])
+    pair, prefers_first = _clear_pairs(world, shows, shows @ weight.T + merit[:, None])
     prompt_of_pair = pair[:, 0] // per_prompt
     is_test = prompt_of_pair >= world.prompts - test_prompt_count(world.prompts)
 
@@ -210,17 +210,19 @@ def load_truth(folder: Path) -> dict[str, Any]:
     return read_json(folder / "truth.json")
 
 
-def _clear_pairs(world: PlantedWorld, utility: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _clear_pairs(world: PlantedWorld, shows: np.ndarray, utility: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (P, 2) of response rows to one prompt, and whether each group prefers the first: bool (P, groups).
 
-    A person can only be asked what they can tell: of each prompt's pairs, the quarter that no group is nearly indifferent to.
+    A person can only be asked what they can tell: responses that show different things, and of each prompt's pairs the
+    quarter that no group is nearly indifferent to.
     """
     within = np.array(list(itertools.combinations(range(world.responses_per_prompt), 2)))
     pair = (np.arange(world.prompts)[:, None, None] * world.responses_per_prompt + within[None]).reshape(-1, 2)
     margin = utility[pair[:, 0]] - utility[pair[:, 1]]
-    gap = np.abs(margin).min(axis=1).reshape(world.prompts, -1)
+    differs = (shows[pair[:, 0]] != shows[pair[:, 1]]).any(axis=1)
+    gap = np.where(differs, np.abs(margin).min(axis=1), -1.0).reshape(world.prompts, -1)
     clear = (gap >= np.quantile(gap, 3 / 4, axis=1, keepdims=True)).ravel()
-    return pair[clear], margin[clear] > 0
+    return pair[clear & differs], margin[clear & differs] > 0
 
 
 def _weights(world: PlantedWorld, shows: np.ndarray, merit: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -233,7 +235,7 @@ def _weights(world: PlantedWorld, shows: np.ndarray, merit: np.ndarray, random: 
 
     # Agreement is not quite monotone in the share, so the nearest of a grid is taken.
     grid = [mixed(share) for share in np.linspace(0, 1, 101)]
-    reached = [_agreement(_clear_pairs(world, shows @ weight.T + merit[:, None])[1]) for weight in grid]
+    reached = [_agreement(_clear_pairs(world, shows, shows @ weight.T + merit[:, None])[1]) for weight in grid]
     return grid[int(np.argmin(np.abs(np.array(reached) - world.agreement)))]
 
 

@@ -63,3 +63,9 @@ def test_truth_is_beside_the_data_and_a_full_folder_is_refused(tmp_path):
 def test_world_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="too many comparisons"):
         PlantedWorld(users=10, prompts=10, comparisons_per_user=100)
+
+
+def test_no_pair_of_the_same_text_is_asked():
+    dataset, _ = generate(PlantedWorld())
+    rows = dataset.comparisons
+    assert all(dataset.responses[c] != dataset.responses[r] for c, r in zip(rows.chosen, rows.rejected, strict=True))
