@@ -24,7 +24,9 @@ from penchant.data.planted import PlantedWorld, generate
 from penchant.reward.mole import MoleConfig
 
 LAYER, TEXTS, ROUNDS = 4, 64, 10
-EXPERTS = {"r": 8, "user_dim": 64, "target_modules": ["query", "key", "value", "dense"]}
+EXPERTS = {
+    "r": 8, "user_dim": 64, "target_modules": ["query", "key", "value", "dense"], "exclude_modules": ["pooler.dense"],
+}  # fmt: skip
 
 
 def experts(model: torch.nn.Module, **extra) -> torch.nn.Module:
