@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from penchant.backbone.config import BackboneSettings
 from penchant.errors import BackboneError
@@ -58,8 +61,9 @@ def load_backbone(settings: BackboneSettings, device: torch.device | str = "cpu"
     """
     source = locate(settings.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
-        model = AutoModel.from_pretrained(source, revision=settings.revision, dtype=getattr(torch, settings.precision))
+        with _without_progress_bar():
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+            model = AutoModel.from_pretrained(source, revision=settings.revision, dtype=getattr(torch, settings.precision))
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
             f"The base model {settings.name!r} could not be loaded ({_first_line(error)}).",
@@ -71,6 +75,18 @@ def load_backbone(settings: BackboneSettings, device: torch.device | str = "cpu"
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
     return model.eval().to(device), tokenizer
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """A bar for the second that the weights take says nothing, and breaks the bars of the stages."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
