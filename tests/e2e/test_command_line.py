@@ -186,12 +186,14 @@ def test_interrupted_run_resumes_from_its_checkpoint(data, tmp_path, tiny_backbo
     interrupted_at = [json.loads(line)["step"] for line in log.read_text().splitlines() if "step" in line]
     assert interrupted_at[-1] < 4000
     before = len(interrupted_at)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "said.txt").open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     deadline = time.monotonic() + 120
     steps = interrupted_at
-    while len(steps) <= before and time.monotonic() < deadline:
+    while len(steps) <= before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
         steps = [json.loads(line)["step"] for line in log.read_text().splitlines(True) if "step" in line and line.endswith("\n")]
     process.kill()
     process.wait()
+    assert len(steps) > before, (tmp_path / "said.txt").read_text()
     assert steps[before] > 5, "it started over"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -314,5 +315,9 @@ def main() -> NoReturn:
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
             errors.print("Stopped. Run the same command again to resume.")
+            # Ray's way out races with its own daemons, and then ends with another code; they end with this process anyhow.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
         raise
     sys.exit(0)
