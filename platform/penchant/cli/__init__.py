@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -305,6 +307,17 @@ def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
     return [pair for key, part in value.items() for pair in _flatten(f"{name}.{key}", part)]
 
 
+def _leave_at_once() -> NoReturn:
+    """Ends this process and what it started. Ray's own way out races with its daemons, and may end with another exit code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Workers before the daemons that watch over them.
+    for child in reversed(psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os._exit(_INTERRUPTED)
+
+
 def main() -> NoReturn:
     """Runs the command; a user's mistake is one paragraph and exit code 2."""
     try:
@@ -315,9 +328,6 @@ def main() -> NoReturn:
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
             errors.print("Stopped. Run the same command again to resume.")
-            # Ray's way out races with its own daemons, and then ends with another code; they end with this process anyhow.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)
+            _leave_at_once()
         raise
     sys.exit(0)
