@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from penchant.config import Settings
+from penchant.graph.neighbours import PAPER_TEMPERATURE
 
 OnboardingKind = Literal["forward", "neighbours", "prototypes"]
 
@@ -21,5 +22,5 @@ class OnboardingSettings(Settings):
     """Prototype users: k-means centres of the seen users' embeddings."""
     temperatures: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
     """Softmax temperatures of `prototypes` to choose from."""
-    neighbour_temperature: float = Field(0.07, gt=0)
+    neighbour_temperature: float = Field(PAPER_TEMPERATURE, gt=0)
     """Softmax temperature of `neighbours` (CoPL, section 4.1)."""

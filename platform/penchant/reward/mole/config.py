@@ -45,7 +45,9 @@ class MoleConfig(PeftConfig):
     gate_scope: Literal["model", "layer"] = field(
         default="model", metadata={"help": "`model`: one gate for all layers; `layer`: one for each (the authors' code)."}
     )
-    load_balance_coef: float = field(default=0.01, metadata={"help": "Weight of the load-balancing loss; 0 for none."})
+    load_balance_coef: float = field(
+        default=0.01, metadata={"help": "Weight that a trainer gives `Routing.balance_loss()`; 0 for none."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
