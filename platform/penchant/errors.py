@@ -39,12 +39,6 @@ class DataError(PenchantError, ValueError):
     """A table, row or value that breaks the data contract."""
 
 
-class UnknownUserError(PenchantError, KeyError):
-    """A user id that the bundle does not know, where one is required."""
-
-    __str__ = PenchantError.__str__  # KeyError would print the repr
-
-
 class BackboneError(PenchantError, ValueError):
     """A base model that is missing, cannot be loaded or cannot be used as asked."""
 
