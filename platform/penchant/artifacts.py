@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,21 +129,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ArtifactError(f"It is damaged ({error}).", where=str(path), fix="Make it again.") from None
 
 
-def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """An optimiser's state as tensors named `<parameter>.<moment>`, so that a checkpoint needs no pickle.
 
-    The optimiser must have been made from `model.parameters()`, in that order.
+    Args:
+        names: Of the parameters, in the order in which the optimiser got them.
     """
-    names = [name for name, _ in model.named_parameters()]
     state = optimizer.state_dict()["state"]
     return {f"{names[index]}.{moment}": value.clone() for index, moments in state.items() for moment, value in moments.items()}
 
 
-def load_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_optimizer_tensors(names: Sequence[str], optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Restores what `optimizer_tensors` named."""
     state = optimizer.state_dict()
     state["state"] = {}
-    for index, (name, _) in enumerate(model.named_parameters()):
+    for index, name in enumerate(names):
         moments = {key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
         if moments:
             state["state"][index] = moments

@@ -203,7 +203,7 @@ class GraphTrainer:
         return (
             with_prefix("encoder", self._snapshot())
             | with_prefix("best", self.best_state)
-            | with_prefix("optimizer", optimizer_tensors(self.encoder, self.optimizer))
+            | with_prefix("optimizer", optimizer_tensors(self._names(), self.optimizer))
             | {"progress": progress}
         )
 
@@ -211,6 +211,9 @@ class GraphTrainer:
         """Takes up where `state` was called."""
         self.encoder.load_state_dict(without_prefix("encoder", tensors))
         self.best_state = without_prefix("best", tensors)
-        load_optimizer_tensors(self.encoder, self.optimizer, without_prefix("optimizer", tensors))
+        load_optimizer_tensors(self._names(), self.optimizer, without_prefix("optimizer", tensors))
         step, best_step, self.best_accuracy = tensors["progress"].tolist()
         self.step_number, self.best_step = int(step), int(best_step)
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.encoder.named_parameters()]

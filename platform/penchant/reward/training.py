@@ -184,7 +184,7 @@ class RewardTrainer:
         for name, head in self.heads.items():
             tensors |= with_prefix(f"{name}.head", self._snapshot(name))
             tensors |= with_prefix(f"{name}.best", self.best_state[name])
-            tensors |= with_prefix(f"{name}.optimizer", optimizer_tensors(head, self.optimizers[name]))
+            tensors |= with_prefix(f"{name}.optimizer", optimizer_tensors(_names(head), self.optimizers[name]))
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -194,4 +194,8 @@ class RewardTrainer:
         for name, head in self.heads.items():
             head.load_state_dict(without_prefix(f"{name}.head", tensors))
             self.best_state[name] = without_prefix(f"{name}.best", tensors)
-            load_optimizer_tensors(head, self.optimizers[name], without_prefix(f"{name}.optimizer", tensors))
+            load_optimizer_tensors(_names(head), self.optimizers[name], without_prefix(f"{name}.optimizer", tensors))
+
+
+def _names(head: RewardHead) -> list[str]:
+    return [name for name, _ in head.named_parameters()]

@@ -70,3 +70,8 @@ class MoleConfig(PeftConfig):
                 raise ConfigError(
                     f"There is no {name} {getattr(self, name)!r}.", where="MoleConfig", fix=f"Use {' or '.join(known)}."
                 )
+
+    @property
+    def routes_are_few(self) -> bool:
+        """Whether a route is one of `num_experts`, so that what a text gives under it serves all users who have it."""
+        return self.gate_scope == "model" and self.gate_weight == "straight_through" and self.top_k == 1

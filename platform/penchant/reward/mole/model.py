@@ -61,6 +61,13 @@ class MoleModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def gates(self) -> list[Gate]:
+        """Every gate of the active adapters: one, or one for each adapted layer."""
+        layers = [module for module in self.model.modules() if isinstance(module, MoleLayer)]
+        tables = [self.mole_gate, *(layer.mole_gate for layer in layers)]
+        gates = [table[name] for table in tables for name in self.active_adapters if name in table]
+        return [gate for gate in gates if isinstance(gate, Gate)]
+
     def route(self, user_embedding: Tensor, user_index: Tensor | None = None) -> Routing:
         """The routes of N distinct users (N, D), for sequences that are theirs by `user_index` (B,); default: one each.
 

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+_SHARPNESS = 4.0
+"""Of a gate that starts as clusters: logits a few units apart leave every expert a share of the probability."""
+
 
 @dataclass(frozen=True)
 class Route:
@@ -82,6 +85,19 @@ class Gate(nn.Module):
         if straight_through:
             weight_NK = weight_NK / weight_NK.detach().sum(-1, keepdim=True)
         return Route(expert_NK, weight_NK, probability_NE)
+
+    @torch.no_grad()
+    def start_as_clusters(self, centre_KD: Tensor) -> None:
+        """Makes `logit_i = SHARPNESS cos(e_u, centre_i)` of the first K experts, and 0 of the others: a k-means of the users.
+
+        Centres and user embeddings are L2-normalised, so `relu(centre . e + 1)` passes the cosine on whole.
+        """
+        count = len(centre_KD)
+        self.hidden.weight[:count], self.hidden.bias[:count] = centre_KD.to(self.hidden.weight), 1.0
+        self.logits.weight.zero_()
+        self.logits.bias.zero_()
+        self.logits.weight[:count, :count] = _SHARPNESS * torch.eye(count)
+        self.logits.bias[:count] = -_SHARPNESS
 
 
 _stack: ContextVar[tuple[Routing | None, ...]] = ContextVar("penchant_mole_routing", default=())

@@ -1,0 +1,123 @@
+"""Texts made ready for a base that is trained: tokens, and what enters the lowest trained layer where that is known.
+
+Shapes: N texts, T tokens, H hidden width, S surface features.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from penchant.backbone.activations import ActivationReader
+from penchant.backbone.config import BackboneSettings
+from penchant.backbone.cut import check_cut, keep_upper
+from penchant.backbone.loading import load_backbone
+from penchant.backbone.surface import surface_features
+from penchant.backbone.tokens import Text, tokenise
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """N texts, ready for `base(**batch.inputs())`."""
+
+    tokens: dict[str, Tensor]
+    """`input_ids`, `attention_mask`: (N, T)"""
+    lower: Tensor | None
+    """(N, T, H): what enters the lowest layer that the base still has, or None for a whole base."""
+    surface: Tensor
+    """(N, S): features of the whole response's surface; S is 0 where the settings leave them out."""
+
+    def __len__(self) -> int:
+        return len(self.surface)
+
+    def take(self, row: Tensor) -> TextBatch:
+        """The texts at these rows."""
+        tokens = {name: tensor[row] for name, tensor in self.tokens.items()}
+        return TextBatch(tokens, None if self.lower is None else self.lower[row], self.surface[row])
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The base's arguments."""
+        return self.tokens if self.lower is None else self.tokens | {"lower": self.lower}
+
+
+class TextReader:
+    """From texts to batches.
+
+    Args:
+        tokenizer: The base's.
+        settings: The window of tokens, and whether there are surface features.
+        activations: Where what enters the lowest trained layer comes from, or None for a whole base.
+        device: Where the batches go.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        settings: BackboneSettings,
+        activations: ActivationReader | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.tokenizer, self.settings, self.activations, self.device = tokenizer, settings, activations, device
+
+    def read(self, texts: Sequence[Text]) -> TextBatch:
+        """A batch of N texts, in order."""
+        surface = torch.zeros(len(texts), 0)
+        if self.settings.surface:
+            surface = torch.from_numpy(surface_features([response for _, response in texts]))
+        surface = surface.to(self.device)
+        if self.activations is None:
+            tokens = tokenise(self.tokenizer, texts, self.settings).to(self.device)
+            return TextBatch(dict(tokens), None, surface)
+        tokens, lower = self.activations.batch(texts)
+        return TextBatch({name: tensor.to(self.device) for name, tensor in tokens.items()}, lower.to(self.device), surface)
+
+
+def lowest_layer(model: nn.Module, layers: int | None) -> int:
+    """The lowest of a base's top `layers`; 0 for all of them, where nothing is cut.
+
+    Raises:
+        BackboneError: The base is not one that can be cut there.
+    """
+    if layers is None:
+        return 0
+    config: Any = model.config
+    lowest = int(getattr(config, "num_hidden_layers", 0)) - layers
+    if lowest != 0:
+        check_cut(model, lowest)
+    return lowest
+
+
+def load_trainable(
+    settings: BackboneSettings, layers: int | None, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Any, int]:
+    """The part of a base that adapters go into: its top `layers`, without the pooler, which nothing reads, and without dropout.
+
+    The base is frozen, and so as in evaluation also while adapters in it are trained.
+
+    Returns:
+        The model, its tokenizer, and the index of its lowest layer in the whole base.
+
+    Raises:
+        BackboneError: The base is not there, or cannot be cut so.
+    """
+    model, tokenizer = load_backbone(settings, device)
+    lowest = lowest_layer(model, layers)
+    if lowest:
+        keep_upper(model, lowest)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model, tokenizer, lowest
+
+
+def share_weights(model: nn.Module) -> nn.Module:
+    """A copy of the modules over the same frozen tensors: several adapters, one base in memory."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})

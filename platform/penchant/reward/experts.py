@@ -1,0 +1,187 @@
+"""The experts' reward model: a base with experts and a head, from texts and users to scores.
+
+Shapes: N texts, U distinct users, B askings (a text for a user), S sequences to encode, D user embedding, F features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from penchant.backbone.config import BackboneSettings
+from penchant.backbone.pooling import pool
+from penchant.backbone.reading import TextBatch, share_weights
+from penchant.errors import BackboneError, ConfigError
+from penchant.reward.config import ExpertSettings
+from penchant.reward.heads import RewardHead
+from penchant.reward.mole import MoleConfig, MoleModel
+from penchant.reward.mole.routing import Gate, Routing
+from penchant.reward.mole.sharing import distinct_sequences
+
+
+class Answer(NamedTuple):
+    """What a pass over askings gives."""
+
+    score: Tensor
+    """(B,)"""
+    balance: Tensor
+    """The load-balancing loss, over the distinct users; 0 for a model without experts."""
+    sequences: int
+    """Texts that were encoded, once for each route."""
+
+
+class ExpertModel(nn.Module):
+    """A base with adapters and a head. Every distinct (text, route) is encoded once.
+
+    Args:
+        base: With experts (`add_experts`), or with plain LoRA for the model without users (`add_lora`).
+        head: Reads the features as the frozen phase's does, and may start as its.
+        backbone: Pooling.
+    """
+
+    def __init__(self, base: PeftModel, head: RewardHead, backbone: BackboneSettings) -> None:
+        super().__init__()
+        self.base, self.head, self.poolings = base, head, backbone.pooling
+        config = base.peft_config[base.active_adapter]
+        self.mole = config if isinstance(config, MoleConfig) else None
+        self.precision: torch.dtype | None = None
+        """Of the base's pass; None for its own."""
+
+    @property
+    def routes_are_few(self) -> bool:
+        """Whether users who have the same expert have the same route."""
+        return self.mole is not None and self.mole.routes_are_few
+
+    def route(self, user_UD: Tensor) -> Routing | None:
+        """The users' routes; None for a model without experts."""
+        return None if self.mole is None else self._tuner().route(user_UD)
+
+    def gates(self) -> list[Gate]:
+        """One gate, or one for each adapted layer."""
+        return self._tuner().gates()
+
+    def _tuner(self) -> MoleModel:
+        tuner = self.base.base_model
+        assert isinstance(tuner, MoleModel)
+        return tuner
+
+    def features(self, texts: TextBatch, routing: Routing | None = None) -> Tensor:
+        """Features (N, F) of texts, each under its route: the base's, pooled, and those of the surface."""
+        mixed = contextlib.nullcontext() if self.precision is None else torch.autocast(texts.surface.device.type, self.precision)
+        arguments: dict[str, Any] = texts.inputs() if routing is None else texts.inputs() | {"routing": routing}
+        with mixed:
+            hidden = self.base(**arguments).last_hidden_state
+        return torch.cat([pool(hidden.float(), texts.tokens["attention_mask"], self.poolings), texts.surface], dim=1)
+
+    def forward(self, texts: TextBatch, text_B: Tensor, user_UD: Tensor | None, user_B: Tensor) -> Answer:
+        """Scores of askings: text `text_B` for user `user_B`, rows of `texts` and of the distinct users' embeddings.
+
+        A model without users takes None for these, and pays no heed to `user_B`.
+        """
+        routing = None if user_UD is None else self.route(user_UD)
+        balance = torch.zeros((), device=text_B.device) if routing is None else routing.balance_loss()
+        asked = None if routing is None else Routing(routing.routes, user_B)
+        sequences = distinct_sequences(text_B, asked, routes_are_few=self.routes_are_few)
+        feature_SF = self.features(texts.take(sequences.text), sequences.routing)
+        hidden_BH = self.head.hidden(feature_SF)[sequences.asking]
+        return Answer(self.head.score(hidden_BH, None if user_UD is None else user_UD[user_B]), balance, len(feature_SF))
+
+    def checkpoint_gradients(self) -> None:
+        """Recomputes the base's activations in the backward pass from now on: less memory, more time."""
+        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What training changes, by name: adapters, gates and the head."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def mole_config(settings: ExpertSettings, *, user_dim: int) -> MoleConfig:
+    """The experts that the settings ask for.
+
+    Raises:
+        ConfigError: They don't fit together (more experts asked for a user than there are).
+    """
+    return MoleConfig(
+        r=settings.r,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        target_modules=_targets(settings),
+        num_experts=settings.num_experts,
+        top_k=settings.top_k,
+        shared_expert=settings.shared_expert,
+        user_dim=user_dim,
+        gate_hidden=settings.gate_hidden,
+        gate_noise=settings.gate_noise,
+        temperature=settings.temperature,
+        gate_weight=settings.gate_weight,
+        gate_scope=settings.gate_scope,
+        load_balance_coef=settings.load_balance_coef,
+    )
+
+
+def add_experts(base: nn.Module, settings: ExpertSettings, *, user_dim: int) -> PeftModel:
+    """The base with fresh experts, over the same frozen tensors.
+
+    Raises:
+        ConfigError: The settings don't fit together.
+        BackboneError: The base has no such modules, or they cannot carry experts.
+    """
+    return _adapted(base, mole_config(settings, user_dim=user_dim))
+
+
+def add_lora(base: nn.Module, settings: ExpertSettings) -> PeftModel:
+    """The base with plain LoRA of the rank that one user's experts have together: the base of `uniform`.
+
+    Raises:
+        BackboneError: The base has no such modules, or they cannot carry adapters.
+    """
+    rank = settings.active_rank
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=settings.alpha / settings.r * rank,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=_targets(settings),
+    )
+    return _adapted(base, config)
+
+
+def _targets(settings: ExpertSettings) -> list[str] | str:
+    return settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
+
+
+def _adapted(base: nn.Module, config: Any) -> PeftModel:
+    try:
+        return get_peft_model(share_weights(base), config)  # type: ignore[arg-type, return-value]
+    except ValueError as error:
+        linear = (name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D))
+        kinds = sorted({name.rpartition(".")[2] for name in linear})
+        raise BackboneError(
+            f"The base cannot carry experts there ({str(error).splitlines()[0][:160]}).",
+            where="experts.target_modules",
+            fix=f"Its linear maps are called {', '.join(kinds) or 'nothing: it has none'}; or use all-linear.",
+        ) from None
+
+
+def start_gates_as_clusters(model: ExpertModel, centre_ED: Tensor) -> None:
+    """Starts every gate as k-means: a user's logit for an expert grows with the cosine to its centre.
+
+    From random weights a few experts win every user at once, and the others never learn (docs/decisions/0008). Centres may be
+    fewer than experts: the others start with nobody, and no preference against them.
+
+    Raises:
+        ConfigError: The gate is too narrow to hold a centre for each expert.
+    """
+    assert model.mole is not None
+    if model.mole.gate_hidden < len(centre_ED):
+        raise ConfigError(
+            f"A gate with a hidden layer of {model.mole.gate_hidden} cannot start as {len(centre_ED)} clusters.",
+            where="experts.gate_hidden",
+            fix="Give at least num_experts, or set experts.gate_init=random.",
+        )
+    for gate in model.gates():
+        gate.start_as_clusters(centre_ED)
