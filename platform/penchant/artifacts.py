@@ -204,6 +204,8 @@ class Manifest:
     """Users, responses and comparisons that it was trained on."""
     files: dict[str, str]
     """sha256 of every other file in the bundle, by relative path."""
+    experts: dict[str, Any] = field(default_factory=dict)
+    """Settings of the experts; empty for a bundle of the frozen phase alone."""
     onboarding: dict[str, Any] = field(default_factory=dict)
     """How unseen users are embedded, and the temperatures fitted on validation."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))

@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from penchant.artifacts import write_tensors
-from penchant.backbone.cache import text_key
+from penchant.backbone.cache import default_cache_folder, text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.cut import check_cut, lower_activations
+from penchant.backbone.features import cache_name
 from penchant.backbone.tokens import Text, tokenise
 
 _BLOCK = 256
@@ -90,6 +91,11 @@ class ActivationCache:
         place = self._place[key]
         rows: Tensor = self._values[place.block][place.start : place.stop]
         return rows
+
+
+def activation_folder(settings: BackboneSettings, layer: int) -> Path:
+    """Where the activations that enter a layer are kept, in the cache folder."""
+    return default_cache_folder() / "activations" / f"{cache_name(settings)}-layer-{layer}"
 
 
 class ActivationReader:

@@ -40,6 +40,11 @@ class FeatureExtractor:
         """The frozen base model, loaded on first use."""
         return self._load()[0]
 
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self._load()[1]
+
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             self._loaded = load_backbone(self.settings, self.device)

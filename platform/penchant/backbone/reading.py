@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from penchant.backbone.activations import ActivationReader
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.cut import check_cut, keep_upper
-from penchant.backbone.loading import load_backbone
 from penchant.backbone.surface import surface_features
 from penchant.backbone.tokens import Text, tokenise
 
@@ -93,29 +92,23 @@ def lowest_layer(model: nn.Module, layers: int | None) -> int:
     return lowest
 
 
-def load_trainable(
-    settings: BackboneSettings, layers: int | None, device: torch.device | str = "cpu"
-) -> tuple[nn.Module, Any, int]:
-    """The part of a base that adapters go into: its top `layers`, without the pooler, which nothing reads, and without dropout.
-
-    The base is frozen, and so as in evaluation also while adapters in it are trained.
-
-    Returns:
-        The model, its tokenizer, and the index of its lowest layer in the whole base.
+def trainable_part(whole: nn.Module, layers: int | None) -> nn.Module:
+    """The part of a base that adapters go into, over the same tensors: its top `layers`, without the pooler, which nothing
+    reads, and without dropout: the base is frozen, and as in evaluation also while adapters in it are trained.
 
     Raises:
-        BackboneError: The base is not there, or cannot be cut so.
+        BackboneError: The base cannot be cut so.
     """
-    model, tokenizer = load_backbone(settings, device)
-    lowest = lowest_layer(model, layers)
+    lowest = lowest_layer(whole, layers)
+    model = share_weights(whole)
     if lowest:
         keep_upper(model, lowest)
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        setattr(model, "pooler", None)  # noqa: B010 (a module's attribute may become None, which its type does not say)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model, tokenizer, lowest
+    return model
 
 
 def share_weights(model: nn.Module) -> nn.Module:

@@ -38,6 +38,10 @@ DataOption = Annotated[Path, typer.Option("--data", help="Folder of responses, c
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")]
+ExpertsOption = Annotated[
+    int | None,
+    typer.Option("--experts", min=0, help="Experts at each layer (experts.num_experts); 0 for the frozen phase alone."),
+]
 OverrideArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as reward.steps=500.", show_default=False),
@@ -50,6 +54,7 @@ def fit(
     data: DataOption,
     out: OutOption = Path("runs/fit"),
     config: ConfigOption = None,
+    experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
     address: AddressOption = None,
 ) -> None:
@@ -63,7 +68,7 @@ def fit(
 
         penchant fit --data my-data --out runs/small graph.seed=1 reward.steps=500
     """
-    stages = _stages(data, out, config, overrides, address)
+    stages = _stages(data, out, config, experts, overrides, address)
     stages.fit_reward()
     _evaluate(stages)
 
@@ -73,11 +78,12 @@ def fit_graph(
     data: DataOption,
     out: OutOption = Path("runs/fit"),
     config: ConfigOption = None,
+    experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
     address: AddressOption = None,
 ) -> None:
     """The graph stage alone: user embeddings from the preference graph."""
-    summary = _stages(data, out, config, overrides, address).fit_graph()
+    summary = _stages(data, out, config, experts, overrides, address).fit_graph()
     table = Table("Encoder", "Valid accuracy", "Best step", "Seconds", title="Graph stage")
     for candidate in summary["candidates"]:
         kept = " (kept)" if candidate["name"] == summary["chosen"] else ""
@@ -95,14 +101,17 @@ def fit_reward(
     data: DataOption,
     out: OutOption = Path("runs/fit"),
     config: ConfigOption = None,
+    experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
     address: AddressOption = None,
 ) -> None:
-    """The reward phase alone (with the graph stage, if that is not done), and the bundle."""
-    summary = _stages(data, out, config, overrides, address).fit_reward()
-    table = Table("Model", "Valid accuracy", title="Reward stage")
-    for name, value in summary["valid_accuracy"].items():
-        table.add_row(name, f"{value:.3f}")
+    """The reward phases alone (with the graph stage, if that is not done), and the bundle."""
+    phases = _stages(data, out, config, experts, overrides, address).fit_reward()
+    table = Table("Phase", "Model", "Valid accuracy", "Seconds", title="Reward stage")
+    for phase, summary in phases.items():
+        for name, value in summary["valid_accuracy"].items():
+            table.add_row(phase, name, f"{value:.3f}", f"{summary['seconds']:.0f}")
+        table.add_section()
     console.print(table)
 
 
@@ -111,15 +120,21 @@ def evaluate(
     data: DataOption,
     out: OutOption = Path("runs/fit"),
     config: ConfigOption = None,
+    experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
     address: AddressOption = None,
 ) -> None:
     """Evaluate a run's bundle on the test comparisons (training first what is not there)."""
-    _evaluate(_stages(data, out, config, overrides, address))
+    _evaluate(_stages(data, out, config, experts, overrides, address))
 
 
 @app.command()
-def demo(out: OutOption = Path("runs/demo"), overrides: OverrideArguments = None, address: AddressOption = None) -> None:
+def demo(
+    out: OutOption = Path("runs/demo"),
+    experts: ExpertsOption = None,
+    overrides: OverrideArguments = None,
+    address: AddressOption = None,
+) -> None:
     """The whole thing on the planted world, whose right answer is known: generate, fit, score, report."""
     from penchant.data.planted import PlantedWorld, load_truth, save_planted
 
@@ -128,7 +143,7 @@ def demo(out: OutOption = Path("runs/demo"), overrides: OverrideArguments = None
         save_planted(PlantedWorld(), folder)
     truth = load_truth(folder)
     console.print(f"Planted world in {folder}: the best reachable accuracy (Bayes) is {truth['bayes_accuracy']:.1%}.")
-    stages = _stages(folder, out, None, overrides, address)
+    stages = _stages(folder, out, None, experts, overrides, address)
     stages.fit_reward()
     _evaluate(stages, bayes_accuracy=truth["bayes_accuracy"])
     user, prompt = _show_two_users(stages)
@@ -252,12 +267,15 @@ def bundle_diff(first: Path, second: Path) -> None:
     console.print(table if table.row_count else "The bundles are the same.")
 
 
-def _stages(data: Path, out: Path, config: Path | None, overrides: list[str] | None, address: str | None) -> Any:
+def _stages(
+    data: Path, out: Path, config: Path | None, experts: int | None, overrides: list[str] | None, address: str | None
+) -> Any:
     from penchant.config import load_settings
     from penchant.data import PreferenceDataset
     from penchant.runtime.training.config import FitSettings
 
-    settings = load_settings(FitSettings, config, overrides or [])
+    chosen = [] if experts is None else [f"experts.num_experts={experts}"]
+    settings = load_settings(FitSettings, config, [*(overrides or []), *chosen])
     with console.status("Reading the data"):
         dataset = PreferenceDataset.load(data)
     console.print(dataset)

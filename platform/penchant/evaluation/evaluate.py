@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from penchant.backbone.cache import text_key
+from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
 from penchant.evaluation.judgements import Judgements
-from penchant.reward.heads import RewardHead
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarding import Comparisons, rank_within
+from penchant.scoring.tables import ScoreTable
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class EmbeddedUsers:
     known_U: np.ndarray
     """bool (U,): False for a user with nothing to go by, who gets the uniform score."""
 
+    def of(self, user: np.ndarray) -> EmbeddedUsers:
+        """Everybody with the embedding of another: user i gets that of `user[i]`."""
+        return EmbeddedUsers(self.embedding_UD[torch.from_numpy(user)], self.known_U[user])
+
 
 class Evaluator:
     """Judges a data set's test comparisons with a bundle's model, the oracle and the wrong user's embedding.
@@ -33,7 +38,7 @@ class Evaluator:
         model: The bundle at work.
         dataset: Seen users are looked up in the bundle; unseen ones are onboarded from their train and valid rows.
         feature_RF: Features of the data set's responses, in its order.
-        oracle: A head trained on the users' true groups, where there is one.
+        oracle: What scores the responses for users by their true groups, where that was trained.
         seed: Fixes the wrong users and the order of an unseen user's comparisons.
     """
 
@@ -43,15 +48,15 @@ class Evaluator:
         dataset: PreferenceDataset,
         feature_RF: Tensor,
         *,
-        oracle: RewardHead | None = None,
+        oracle: ScoreTable | None = None,
         seed: int = 0,
     ) -> None:
-        self.model, self.dataset, self.oracle = model, dataset, oracle
+        self.model, self.dataset = model, dataset
         self.feature_RF = feature_RF.float()
         self.random = np.random.default_rng(seed)
-        with torch.no_grad():
-            self.hidden_RH = model.parts.personalised.hidden(self.feature_RF)
-            self.uniform_R = model.uniform_scores(self.feature_RF)
+        self.tables = model.tables(dataset_texts(dataset), self.feature_RF)
+        if oracle is not None and dataset.group is not None and (dataset.group >= 0).all():
+            self.tables["oracle"] = oracle
         row = {key: number for number, key in enumerate(model.parts.response_keys)}
         self.known_R = np.array([row.get(key, -1) for key in response_keys(dataset)], dtype=np.int64)
         self.test = dataset.select(split="test")
@@ -81,19 +86,18 @@ class Evaluator:
     def judge(self, users: EmbeddedUsers) -> Judgements:
         """Margins of every method on the test comparisons."""
         dataset, test = self.dataset, self.test
-        margins = {
-            "uniform": (self.uniform_R[test.chosen] - self.uniform_R[test.rejected]).numpy(),
-            "personalised": self._personal_margin(users.embedding_UD[test.user], users.known_U[test.user]),
-        }
+        uniform = self._margin("uniform", None)
         wrong = self._wrong_users(users)
-        margins["wrong_user"] = self._personal_margin(users.embedding_UD[wrong][test.user], users.known_U[wrong][test.user])
-        if self.oracle is not None and dataset.group is not None and (dataset.group >= 0).all():
+        margins = {
+            "uniform": uniform,
+            "personalised": self._personal_margin("personalised", users, uniform),
+            "wrong_user": self._personal_margin("personalised", users.of(wrong), uniform),
+        }
+        if "frozen" in self.tables:
+            margins["frozen"] = self._personal_margin("frozen", users, uniform)
+        if "oracle" in self.tables:
             one_hot = torch.nn.functional.one_hot(torch.from_numpy(dataset.group), len(dataset.group_names)).float()
-            with torch.no_grad():
-                hidden = self.oracle.hidden(self.feature_RF)
-                group = one_hot[test.user]
-                margin = self.oracle.score(hidden[test.chosen], group) - self.oracle.score(hidden[test.rejected], group)
-            margins["oracle"] = margin.numpy()
+            margins["oracle"] = self._margin("oracle", one_hot[test.user])
         return Judgements(
             user=test.user,
             prompt=dataset.prompt_of_response[test.chosen],
@@ -110,12 +114,16 @@ class Evaluator:
             curve[count] = judged.take(~judged.seen)
         return curve
 
-    @torch.no_grad()
-    def _personal_margin(self, embedding_CD: Tensor, known_C: np.ndarray) -> np.ndarray:
-        test, head = self.test, self.model.parts.personalised
-        margin = head.score(self.hidden_RH[test.chosen], embedding_CD) - head.score(self.hidden_RH[test.rejected], embedding_CD)
-        uniform = self.uniform_R[test.chosen] - self.uniform_R[test.rejected]
-        return torch.where(torch.from_numpy(known_C), margin, uniform).numpy()
+    def _margin(self, name: str, user_CD: Tensor | None) -> np.ndarray:
+        table = self.tables[name]
+        rows = np.concatenate([self.test.chosen, self.test.rejected])
+        chosen, rejected = table.score(rows, None if user_CD is None else user_CD.repeat(2, 1)).chunk(2)
+        return (chosen - rejected).numpy()
+
+    def _personal_margin(self, name: str, users: EmbeddedUsers, uniform_C: np.ndarray) -> np.ndarray:
+        """The margin under each comparison's user; that of uniform for users with nothing to go by."""
+        user = self.test.user
+        return np.where(users.known_U[user], self._margin(name, users.embedding_UD[user]), uniform_C)
 
     def _wrong_users(self, users: EmbeddedUsers) -> np.ndarray:
         """For each user a random other one with an embedding: of another group where groups are known."""
@@ -135,9 +143,11 @@ class Evaluator:
         return wrong
 
 
+def dataset_texts(dataset: PreferenceDataset) -> list[Text]:
+    """(prompt, response) of every response, in the data set's order."""
+    return [(dataset.prompts[at], text) for at, text in zip(dataset.prompt_of_response, dataset.responses, strict=True)]
+
+
 def response_keys(dataset: PreferenceDataset) -> list[str]:
     """The text key of each response with its prompt, as hex."""
-    return [
-        text_key((dataset.prompts[prompt], response)).hex()
-        for prompt, response in zip(dataset.prompt_of_response, dataset.responses, strict=True)
-    ]
+    return [text_key(text).hex() for text in dataset_texts(dataset)]

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 METHOD_NAMES = {
     "uniform": "Uniform",
+    "frozen": "Personalised, frozen base",
     "personalised": "Personalised",
     "oracle": "Oracle",
     "wrong_user": "Wrong user",
 }
 """Methods as people read them."""
-_COLOURS = {"uniform": "#8a8f98", "personalised": "#2f6fde", "oracle": "#2a9d6f", "wrong_user": "#d1495b"}
+_COLOURS = {"uniform": "#8a8f98", "frozen": "#8fb2f0", "personalised": "#2f6fde", "oracle": "#2a9d6f", "wrong_user": "#d1495b"}
 # Okabe and Ito's palette: told apart by people with any colour vision.
 _GROUPS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7a7a7a")
 
@@ -157,6 +158,47 @@ def reward_curves(metrics: dict[str, Any]) -> go.Figure | None:
         )
     figure.update_xaxes(title="step")
     return figure.update_yaxes(tickformat=".0%")
+
+
+def expert_curves(metrics: dict[str, Any]) -> go.Figure | None:
+    """Training loss of every model with adapters, by step."""
+    history = [record for record in metrics.get("experts", {}).get("history", []) if "loss" in record]
+    if not history:
+        return None
+    figure = _figure("Bradley–Terry loss")
+    for method in history[-1]["loss"]:
+        figure.add_scatter(
+            x=[record["step"] for record in history],
+            y=[record["loss"][method] for record in history],
+            mode="lines",
+            name=METHOD_NAMES[method],
+            line_color=_COLOURS[method],
+        )
+    return figure.update_xaxes(title="step")
+
+
+def expert_map(metrics: dict[str, Any]) -> go.Figure | None:
+    """Which share of whom each expert gets: all seen users, all unseen, and each group."""
+    experts = metrics.get("experts")
+    if not experts:
+        return None
+    rows = {f"{cohort} users": load for cohort, load in experts["load"].items()}
+    rows |= {f"group {name}": load for name, load in experts["by_group"].items()}
+    figure = _figure("")
+    figure.add_heatmap(
+        z=list(rows.values()),
+        x=[f"expert {number}" for number in range(len(experts["load"]["seen"]))],
+        y=list(rows),
+        zmin=0,
+        zmax=1,
+        colorscale=[[0, "rgba(47,111,222,0.04)"], [1, "#2f6fde"]],
+        texttemplate="%{z:.0%}",
+        showscale=False,
+        xgap=2,
+        ygap=2,
+    )
+    figure.update_yaxes(autorange="reversed")
+    return figure.update_layout(height=120 + 34 * len(rows), margin={"l": 130, "r": 16, "t": 24, "b": 40})
 
 
 def reliability(metrics: dict[str, Any]) -> go.Figure | None:

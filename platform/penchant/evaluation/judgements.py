@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-METHODS = ("uniform", "personalised", "oracle", "wrong_user")
-"""Methods in the order that tables show them; `oracle` is absent where groups are not known."""
+METHODS = ("uniform", "frozen", "personalised", "oracle", "wrong_user")
+"""Methods in the order that tables show them. `frozen` is the frozen phase's personalised head, where there are experts too;
+`oracle` is absent where groups are not known."""
 
 
 @dataclass(frozen=True)

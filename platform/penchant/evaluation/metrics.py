@@ -20,6 +20,7 @@ _LEVEL = 0.95
 _BATCH = 64
 DIFFERENCES = (
     ("personalised", "uniform"),
+    ("personalised", "frozen"),
     ("personalised", "wrong_user"),
     ("wrong_user", "uniform"),
     ("oracle", "personalised"),

@@ -42,6 +42,8 @@ def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) 
         "graph": figures.graph_curves(metrics),
         "reward": figures.reward_curves(metrics),
         "calibration": figures.reliability(metrics),
+        "experts": figures.expert_map(metrics),
+        "expert_curves": figures.expert_curves(metrics),
     }
     html = environment.from_string(source).render(
         metrics=metrics,

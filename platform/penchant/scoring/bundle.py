@@ -9,6 +9,7 @@ graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees
 graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
 reward/personalised.safetensors, reward/uniform.safetensors   the heads
 reward/prototypes.safetensors                                 prototype users (K, D)
+reward/experts/personalised, reward/experts/uniform           adapters in PEFT's layout, and their heads (scoring/experts.py)
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from penchant.errors import ArtifactError
 from penchant.graph.config import EncoderSettings
 from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
-from penchant.reward.config import HeadSettings
+from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.heads import RewardHead, make_head
 from penchant.scoring.config import OnboardingSettings
+from penchant.scoring.experts import ExpertParts, copy_model, read_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class BundleParts:
     personalised: RewardHead
     uniform: RewardHead
     prototype_KD: Tensor
+    experts: ExpertParts | None = None
+    """None for a bundle of the frozen phase alone."""
     onboarding: OnboardingSettings
     """`kind` is never `auto` here, and `temperatures` holds the one chosen."""
 
@@ -86,6 +90,9 @@ def write_bundle(folder: Path, parts: BundleParts, *, dataset: str, counts: Mapp
         write_tensors(reward / "personalised.safetensors", parts.personalised.state_dict())
         write_tensors(reward / "uniform.safetensors", parts.uniform.state_dict())
         write_tensors(reward / "prototypes.safetensors", {"embedding": parts.prototype_KD})
+        if parts.experts is not None:
+            for name, saved in parts.experts.models.items():
+                copy_model(saved, reward / "experts" / name)
         files = list_files(draft)
         manifest = Manifest(
             name=fingerprint(files)[:12],
@@ -93,6 +100,7 @@ def write_bundle(folder: Path, parts: BundleParts, *, dataset: str, counts: Mapp
             backbone=parts.backbone.model_dump(mode="json"),
             graph=parts.encoder.settings.model_dump(mode="json"),
             reward=parts.head_settings.model_dump(mode="json"),
+            experts={} if parts.experts is None else parts.experts.settings.model_dump(mode="json"),
             onboarding=parts.onboarding.model_dump(mode="json"),
             counts=dict(counts),
             files=files,
@@ -114,6 +122,7 @@ def read_bundle(folder: str | Path) -> tuple[Manifest, BundleParts]:
         encoder_settings = EncoderSettings.model_validate(manifest.graph)
         head_settings = HeadSettings.model_validate(manifest.reward)
         onboarding = OnboardingSettings.model_validate(manifest.onboarding)
+        expert_settings = ExpertSettings.model_validate(manifest.experts) if manifest.experts else None
     except ValidationError as error:
         raise ArtifactError(
             f"The manifest's settings are not valid ({error.error_count()} problems).",
@@ -148,6 +157,7 @@ def read_bundle(folder: str | Path) -> tuple[Manifest, BundleParts]:
         personalised=_read_head(weights["personalised"], head_settings, user_UD.shape[1], reward),
         uniform=_read_head(weights["uniform"], head_settings, 0, reward),
         prototype_KD=weights["prototypes"]["embedding"],
+        experts=None if expert_settings is None else read_experts(reward / "experts", expert_settings),
         onboarding=onboarding,
     )
 

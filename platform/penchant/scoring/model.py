@@ -5,6 +5,7 @@ This is what the command line, evaluation and (later) the service and batch jobs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,19 @@ import torch
 from torch import Tensor
 
 from penchant.artifacts import Manifest
+from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.cache import FeatureCache, default_cache_folder, text_key
 from penchant.backbone.features import FeatureExtractor, cache_name
+from penchant.backbone.reading import TextReader, lowest_layer
+from penchant.backbone.tokens import Text
 from penchant.errors import DataError
 from penchant.graph.inductive import embed_responses
+from penchant.reward.experts import ExpertModel
+from penchant.reward.heads import RewardHead
 from penchant.scoring.bundle import BundleParts, read_bundle
+from penchant.scoring.experts import SavedModel, build_model
 from penchant.scoring.onboarding import Comparisons, embed_by_forward, embed_by_neighbours, embed_by_prototypes
+from penchant.scoring.tables import ExpertTable, FrozenTable, ScoreTable
 
 Personalisation = Literal["seen", "onboarded", "unknown"]
 """How an answer was personalised; `unknown` means not at all: the uniform score."""
@@ -71,6 +79,7 @@ class PersonalisedRewardModel:
         self._row = {user: row for row, user in enumerate(parts.user_ids)}
         self._response_row = {key: row for row, key in enumerate(parts.response_keys)}
         self._onboarded: dict[str, Tensor] = {}
+        self._built: dict[str, ExpertModel] = {}
 
     @classmethod
     def load(cls, folder: str | Path, *, cached: bool = False) -> PersonalisedRewardModel:
@@ -116,20 +125,68 @@ class PersonalisedRewardModel:
             if not response.strip():
                 raise DataError("A response is blank.", where=f"response {number}", fix="Give a text.")
         resolved = self.resolve(user)
-        features = torch.from_numpy(self.extractor.features([(prompt, response) for response in responses]))
-        uniform = self.uniform_scores(features)
-        score = uniform if resolved.embedding is None else self.user_scores(features, resolved.embedding)
+        tables, rows = self.tables([(prompt, response) for response in responses]), np.arange(len(responses))
+        uniform = score = tables["uniform"].score(rows, None)
+        if resolved.embedding is not None:
+            score = tables["personalised"].score(rows, resolved.embedding.expand(len(rows), -1))
         return Scores(user, resolved.personalisation, self.manifest.name, score.tolist(), uniform.tolist())
 
-    @torch.no_grad()
-    def user_scores(self, feature_NF: Tensor, user_ND: Tensor) -> Tensor:
-        """Scores (N,) of features under users' embeddings: one row for each text, or one (D,) for all."""
-        return self.parts.personalised(feature_NF, user_ND)
+    def tables(self, texts: Sequence[Text], feature_RF: Tensor | None = None) -> dict[str, ScoreTable]:
+        """What scores these texts for users (`personalised`) and without (`uniform`), and, in a bundle with experts, what the
+        frozen phase alone says for users (`frozen`).
 
-    @torch.no_grad()
-    def uniform_scores(self, feature_NF: Tensor) -> Tensor:
-        """Scores (N,) by the model without users."""
-        return self.parts.uniform(feature_NF)
+        Args:
+            feature_RF: The texts' features of the frozen base, where they are known.
+        """
+        parts = self.parts
+
+        def frozen(head: RewardHead) -> ScoreTable:
+            features = torch.from_numpy(self.extractor.features(texts)) if feature_RF is None else feature_RF
+            return FrozenTable(head, features)
+
+        if parts.experts is None:
+            return {"uniform": frozen(parts.uniform), "personalised": frozen(parts.personalised)}
+        tables: dict[str, ScoreTable] = {
+            name: self.expert_table(self.experts(name), texts) for name in ("uniform", "personalised")
+        }
+        return tables if feature_RF is None else tables | {"frozen": frozen(parts.personalised)}
+
+    def expert_table(self, model: ExpertModel, texts: Sequence[Text]) -> ExpertTable:
+        """A table of texts for a model over this bundle's base."""
+        return ExpertTable(model, self._reader, texts, batch_size=self.parts.backbone.batch_size)
+
+    def build_experts(self, saved: SavedModel, *, user_dim: int, name: str) -> ExpertModel:
+        """A saved model over this bundle's base.
+
+        Raises:
+            ArtifactError: It was trained on another base, or for embeddings of another width.
+        """
+        parts = self.parts
+        assert parts.experts is not None
+        where = f"bundle {self.manifest.name}, {name}"
+        whole, head, settings = self.extractor.model, parts.head_settings, parts.experts.settings
+        return build_model(saved, whole, parts.backbone, head, settings, user_dim=user_dim, where=where)
+
+    def experts(self, name: str) -> ExpertModel:
+        """The bundle's `personalised` or `uniform` base with adapters and head, built on first use."""
+        if name not in self._built:
+            assert self.parts.experts is not None
+            user_dim = self.parts.user_UD.shape[1] if name == "personalised" else 0
+            self._built[name] = self.build_experts(self.parts.experts.models[name], user_dim=user_dim, name=name)
+        return self._built[name]
+
+    @functools.cached_property
+    def _reader(self) -> TextReader:
+        """Texts for the experts' base."""
+        parts, extractor = self.parts, self.extractor
+        assert parts.experts is not None
+        lowest = lowest_layer(extractor.model, parts.experts.settings.layers)
+        if lowest == 0:
+            return TextReader(extractor.tokenizer, parts.backbone, device=extractor.device)
+        budget = int(parts.experts.settings.activation_gib * 2**30) if extractor.cache is not None else 0
+        cache = ActivationCache(activation_folder(parts.backbone, lowest), budget_bytes=budget)
+        activations = ActivationReader(extractor.model, extractor.tokenizer, parts.backbone, lowest, cache)
+        return TextReader(extractor.tokenizer, parts.backbone, activations, device=extractor.device)
 
     def onboard(self, comparisons: Mapping[str, Sequence[TextComparison]]) -> dict[str, Tensor]:
         """Embeddings (D,) of users from their comparisons of any texts, and remembers them.

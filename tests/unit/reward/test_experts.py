@@ -10,7 +10,7 @@ from transformers import DistilBertConfig, DistilBertModel
 from penchant.backbone.activations import ActivationCache, ActivationReader
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.loading import load_backbone
-from penchant.backbone.reading import TextReader, load_trainable, lowest_layer, share_weights
+from penchant.backbone.reading import TextReader, lowest_layer, share_weights, trainable_part
 from penchant.errors import BackboneError, ConfigError, TrainingError
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
@@ -51,7 +51,7 @@ def data(planted):
 
 def make_models(backbone, chosen, *, device="cpu"):
     torch.manual_seed(0)
-    base, _, _ = load_trainable(backbone, chosen.layers, device)
+    base = trainable_part(load_backbone(backbone, device)[0], chosen.layers)
     width = 2 * 32 + 16
     heads = {dim: make_head(HeadSettings(hidden=8, dropout=0.0), feature_dim=width, user_dim=dim) for dim in (0, DIM)}
     models = {
@@ -206,11 +206,11 @@ def test_plain_lora_has_the_rank_that_one_user_gets(backbone):
 
 
 def test_a_base_that_cannot_be_adapted_is_refused(backbone, tmp_path):
-    base, _, _ = load_trainable(backbone, 1)
+    base = trainable_part(load_backbone(backbone)[0], 1)
     with pytest.raises(BackboneError, match="dense, key, query, value"):
         add_experts(base, settings(target_modules=("nothing",)), user_dim=DIM)
     with pytest.raises(BackboneError, match="layers 0 to 1"):
-        load_trainable(backbone, 5)
+        trainable_part(load_backbone(backbone)[0], 5)
     uncut = DistilBertModel(DistilBertConfig(vocab_size=30, dim=16, n_layers=2, n_heads=2, hidden_dim=16))
     with pytest.raises(BackboneError, match=r"'distilbert'.*bert"):
         lowest_layer(uncut, 1)
@@ -223,7 +223,7 @@ def test_more_workers_than_prompts_are_refused(backbone, data, tmp_path):
 
 
 def test_shared_weights_are_the_same_tensors(backbone):
-    base, _, _ = load_trainable(backbone, 1)
+    base = trainable_part(load_backbone(backbone)[0], 1)
     other = share_weights(base)
     assert other is not base
     assert all(a is b for a, b in zip(base.parameters(), other.parameters(), strict=True))

@@ -7,7 +7,7 @@ from pydantic import Field
 from penchant.backbone.config import BackboneSettings
 from penchant.config import Settings
 from penchant.graph.config import GraphSettings
-from penchant.reward.config import RewardSettings
+from penchant.reward.config import ExpertSettings, RewardSettings
 from penchant.scoring.config import OnboardingSettings
 
 
@@ -46,6 +46,8 @@ class FitSettings(Settings):
     """The graph stage."""
     reward: RewardSettings = RewardSettings()
     """The frozen reward phase."""
+    experts: ExpertSettings = ExpertSettings()
+    """The experts' phase."""
     onboarding: OnboardingSettings = OnboardingSettings()
     """Embedding users who were not in training."""
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -12,6 +12,7 @@ from penchant.artifacts import read_json, write_json
 from penchant.data import PreferenceDataset
 from penchant.data.summary import summarise
 from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator
+from penchant.evaluation.experts import expert_table
 from penchant.evaluation.metrics import (
     Bootstrap,
     accuracy_table,
@@ -37,9 +38,10 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str
     dataset, settings = stages.dataset, stages.settings.evaluation
     graph, reward = stages.fit_graph(), stages.fit_reward()
     feature_RF = Prepared.open(stages.run.stage("prepared")).features()
-    oracle = stages.oracle()
+    model = stages.model()
+    oracle = stages.oracle(model, feature_RF.float())
     with stages.console.status("Evaluating"):
-        evaluator = Evaluator(stages.model(), dataset, feature_RF, oracle=oracle, seed=settings.seed)
+        evaluator = Evaluator(model, dataset, feature_RF, oracle=oracle, seed=settings.seed)
         users = evaluator.users()
         judgements = evaluator.judge(users)
         bootstrap = Bootstrap(judgements, resamples=settings.resamples, seed=settings.seed)
@@ -55,11 +57,18 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str
             },
             "graph": {key: value for key, value in graph.items() if key != "settings"}
             | {"purity": _purity(dataset, users), "history": stages.history("graph")},
-            "reward": reward | {"history": stages.history("reward")},
+            "reward": reward["frozen"] | {"history": stages.history("reward")},
             "data": summarise(dataset).as_dict(),
             "notes": _notes(dataset, oracle is not None),
-            "run": {"penchant": __version__, "bundle": stages.model().manifest.name, "seconds": 0.0},
+            "run": {"penchant": __version__, "bundle": model.manifest.name, "seconds": 0.0},
         }
+        if model.parts.experts is not None:
+            metrics["experts"] = {
+                **reward["experts"],
+                **expert_table(model.experts("personalised"), dataset, users, evaluator),
+                "settings": model.parts.experts.settings.model_dump(mode="json"),
+                "history": stages.history("experts"),
+            }
     if bayes_accuracy is not None:
         metrics["bayes_accuracy"] = bayes_accuracy
     metrics["run"]["seconds"] = round(time.monotonic() - stages.started, 1)

@@ -45,6 +45,11 @@ class Prepared:
         table = pq.read_table(self.folder / "texts.parquet")
         return list(zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True))
 
+    def prompts(self) -> np.ndarray:
+        """The prompt of every response, counted from 0: int64 (R,)."""
+        column = pq.read_table(self.folder / "texts.parquet", columns=["prompt"])["prompt"].combine_chunks()
+        return column.dictionary_encode().indices.to_numpy().astype(np.int64)
+
     def features(self) -> Tensor:
         """Features of the responses: (R, F), float16."""
         return read_tensors(self.folder / "features.safetensors")["features"]

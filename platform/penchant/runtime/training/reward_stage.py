@@ -27,10 +27,7 @@ def reward_loop(config: dict[str, Any]) -> None:
     prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
     checkpointer = Checkpointer(config["checkpoint_seconds"])
     columns = prepared.comparisons()
-    users = {"uniform": None, "personalised": _personal_users(Path(config["graph"]), columns, seed=config["graph_seed"])}
-    groups = prepared.groups()
-    if groups is not None:
-        users["oracle"] = UserTable(groups, columns["user"])
+    users = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
     data = RewardData(
         feature_RF=prepared.features().float(),
         chosen=columns["chosen"],
@@ -77,6 +74,15 @@ def reward_loop(config: dict[str, Any]) -> None:
                 "seconds": round(time.monotonic() - started, 2),
             }
             write_json(draft / "reward.json", summary)
+
+
+def user_tables(prepared: Prepared, columns: dict[str, np.ndarray], graph: Path, *, seed: int) -> dict[str, UserTable | None]:
+    """What each model knows of the users: nothing, their embeddings, or (where they are known) their true groups."""
+    tables = {"uniform": None, "personalised": _personal_users(graph, columns, seed=seed)}
+    groups = prepared.groups()
+    if groups is not None:
+        tables["oracle"] = UserTable(groups, columns["user"])
+    return tables
 
 
 def _personal_users(graph: Path, columns: dict[str, np.ndarray], *, seed: int) -> UserTable:

@@ -15,12 +15,13 @@ from penchant.artifacts import Manifest, read_json, read_tensors, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.data import PreferenceDataset
 from penchant.errors import DataError
-from penchant.evaluation.evaluate import response_keys
+from penchant.evaluation.evaluate import dataset_texts, response_keys
 from penchant.graph.config import CandidateSettings
 from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
 from penchant.reward.heads import RewardHead, make_head
 from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.expert_stage import activation_loop, expert_loop
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.prepared import Prepared, prepare
@@ -30,9 +31,19 @@ from penchant.runtime.training.run_folder import RunFolder
 from penchant.runtime.training.workers import run_stage, start_ray
 from penchant.scoring.bundle import BundleParts, write_bundle
 from penchant.scoring.config import OnboardingSettings
+from penchant.scoring.experts import ExpertParts, read_experts, read_model
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarding import Comparisons, fit_prototypes
 from penchant.scoring.selection import choose_onboarding, cross_fitted
+from penchant.scoring.tables import FrozenTable, ScoreTable
+
+_TITLES = {
+    "features": "Reading texts",
+    "graph": "Graph stage",
+    "reward": "Reward, frozen",
+    "activations": "Lower layers",
+    "experts": "Reward, experts",
+}
 
 
 class Stages:
@@ -107,8 +118,21 @@ class Stages:
         return read_json(self.run.stage("graph") / "graph.json")
 
     def fit_reward(self) -> dict[str, Any]:
-        """The frozen reward phase and the bundle; returns the phase's summary."""
+        """The frozen reward phase, the experts' phase if it is wanted, and the bundle; returns the phases' summaries."""
         graph = self.fit_graph()
+        inputs = self._fit_frozen()
+        phases = {"frozen": read_json(self.run.stage("reward") / "reward.json")}
+        if self.settings.experts.num_experts:
+            inputs = self._fit_experts(inputs)
+            phases["experts"] = read_json(self.run.stage("experts") / "experts.json")
+        bundle_inputs = [*inputs, self.settings.onboarding.model_dump(mode="json")]
+        if not self.run.is_done("onboarding", bundle_inputs) or not (self.run.stage("bundle") / "manifest.json").is_file():
+            self._assemble(graph)
+            self.run.mark_done("onboarding", bundle_inputs)
+        return phases
+
+    def _fit_frozen(self) -> list[Any]:
+        """The heads on the frozen base; returns what they were made from."""
         reward = self.settings.reward.model_dump(mode="json")
         inputs = [read_json(self.run.stage("graph") / "stage.json"), reward]
         if not self.run.is_done("reward", inputs):
@@ -124,22 +148,45 @@ class Stages:
                 },
             )
             self.run.mark_done("reward", inputs)
-        onboarding = self.settings.onboarding.model_dump(mode="json")
-        bundle_inputs = [*inputs, onboarding]
-        if not self.run.is_done("onboarding", bundle_inputs) or not (self.run.stage("bundle") / "manifest.json").is_file():
-            self._assemble(graph)
-            self.run.mark_done("onboarding", bundle_inputs)
-        return read_json(self.run.stage("reward") / "reward.json")
+        return inputs
+
+    def _fit_experts(self, frozen: list[Any]) -> list[Any]:
+        """The experts, from the frozen phase's heads on; returns what they were made from."""
+        experts, backbone = (part.model_dump(mode="json") for part in (self.settings.experts, self.settings.backbone))
+        inputs = [*frozen, experts]
+        if not self.run.is_done("experts", inputs):
+            shared = {"experts": experts, "backbone": backbone}
+            if self.settings.experts.layers is not None:
+                self._run("activations", activation_loop, inputs, shared)
+            self._run(
+                "experts",
+                expert_loop,
+                inputs,
+                shared
+                | {
+                    "head": self.settings.reward.head.model_dump(mode="json"),
+                    "reward": str(self.run.stage("reward")),
+                    "graph": str(self.run.stage("graph")),
+                    "graph_seed": self.settings.graph.seed,
+                    "out": str(self.run.stage("experts")),
+                },
+            )
+            self.run.mark_done("experts", inputs)
+        return inputs
 
     def model(self) -> PersonalisedRewardModel:
         """The bundle at work."""
         return PersonalisedRewardModel.load(self.run.stage("bundle"), cached=True)
 
-    def oracle(self) -> RewardHead | None:
-        """The head trained on the users' true groups, where these are known. It is for evaluation: never in a bundle."""
+    def oracle(self, model: PersonalisedRewardModel, feature_RF: torch.Tensor) -> ScoreTable | None:
+        """What was trained on the users' true groups, where these are known. It is for evaluation: never in a bundle."""
+        groups = len(self.dataset.group_names)
         if not (self.run.stage("reward") / "oracle.safetensors").is_file():
             return None
-        return self._head("oracle", len(self.dataset.group_names))
+        if model.parts.experts is None:
+            return FrozenTable(self._head("oracle", groups), feature_RF)
+        saved = read_model(self.run.stage("experts") / "oracle")
+        return model.expert_table(model.build_experts(saved, user_dim=groups, name="oracle"), dataset_texts(self.dataset))
 
     def history(self, stage: str) -> list[dict[str, Any]]:
         """The learning curve of a stage."""
@@ -149,7 +196,7 @@ class Stages:
         log = ProgressLog(self.run.log(name))
         attempt = self.run.attempt(name, inputs)
         shared = {"prepared": str(self.run.stage("prepared")), "log": str(log.path)}
-        title = {"features": "Reading texts", "graph": "Graph stage", "reward": "Reward stage"}[name]
+        title = _TITLES[name]
         start_ray(self.address)
         with show_progress(self.console, title, log):
             run_stage(
@@ -195,6 +242,7 @@ class Stages:
             head_settings=self.settings.reward.head,
             personalised=self._head("personalised", user_UD.shape[1]),
             uniform=self._head("uniform", 0),
+            experts=self._experts(),
             prototype_KD=torch.from_numpy(fit_prototypes(user_UD.numpy(), self.settings.onboarding.prototypes)),
             onboarding=self.settings.onboarding,
         )
@@ -208,6 +256,10 @@ class Stages:
         self.run.stage("onboarding").mkdir(exist_ok=True)
         write_json(self.run.stage("onboarding") / "onboarding.json", {"kind": chosen.kind, "tried": tried})
         return write_bundle(self.run.stage("bundle"), final, dataset=dataset.fingerprint, counts=counts)
+
+    def _experts(self) -> ExpertParts | None:
+        settings = self.settings.experts
+        return read_experts(self.run.stage("experts"), settings) if settings.num_experts else None
 
     def _choose_onboarding(self, parts: BundleParts, features: torch.Tensor) -> tuple[OnboardingSettings, dict[str, float]]:
         """By unseen users' own choices, each held out in turn; where there are no such users, by seen users' valid choices."""

@@ -1,0 +1,169 @@
+"""The experts' phase under Ray Train: uniform (plain LoRA), personalised and (where groups are known) oracle, side by side."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train.torch
+import torch
+from torch import nn
+
+from penchant.artifacts import read_tensors, replace_folder, write_json
+from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
+from penchant.backbone.config import BackboneSettings
+from penchant.backbone.loading import load_backbone
+from penchant.backbone.reading import TextReader, lowest_layer, trainable_part
+from penchant.reward.config import ExpertSettings, HeadSettings
+from penchant.reward.expert_training import ExpertData, ExpertTrainer
+from penchant.reward.experts import ExpertModel, add_experts, add_lora, start_gates_as_clusters
+from penchant.reward.heads import make_head
+from penchant.reward.training import UserTable
+from penchant.runtime.training.prepared import Prepared
+from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.reward_stage import user_tables
+from penchant.runtime.training.sharding import average, shard_base
+from penchant.runtime.training.workers import Checkpointer, prepare_worker
+from penchant.scoring.experts import save_model
+from penchant.scoring.onboarding import fit_prototypes
+
+_CLUSTERED_USERS = 10_000
+"""Users, about, whose k-means the gates start as."""
+
+
+def activation_loop(config: dict[str, Any]) -> None:
+    """What each worker runs first: its share of the lower activations that the cache lacks. The cache is what it resumes from."""
+    device = prepare_worker(config)
+    context, log = ray.train.get_context(), ProgressLog(Path(config["log"]))
+    settings, experts = _settings(config)
+    prepared = Prepared.open(config["prepared"])
+    whole, tokenizer = load_backbone(settings, device)
+    reader = _activations(whole, tokenizer, settings, experts, workers=context.get_world_size())
+    if reader is None:
+        return
+    started = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        if context.get_world_rank() == 0:
+            log.write(done=done, total=total, note=f"{done / max(1e-9, time.monotonic() - started):.0f} texts/s a worker")
+
+    mine = prepared.texts()[context.get_world_rank() :: context.get_world_size()]
+    reader.fill(mine, on_progress=report)
+
+
+def expert_loop(config: dict[str, Any]) -> None:
+    """What each worker runs: its prompts of every step, from the last checkpoint on."""
+    device = prepare_worker(config)
+    backbone, settings = _settings(config)
+    prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    checkpointer = Checkpointer(config["checkpoint_seconds"])
+    whole, tokenizer = load_backbone(backbone, device)
+    reader = TextReader(tokenizer, backbone, _activations(whole, tokenizer, backbone, settings), device)
+    columns = prepared.comparisons()
+    tables = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
+    models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, Path(config["reward"]))
+    for model in models.values():
+        model.to(device)
+        model.precision = _precision(settings, device)
+        if settings.gradient_checkpointing:
+            model.checkpoint_gradients()
+    parallel: dict[str, Any] = {"wrap": ray.train.torch.prepare_model}
+    if settings.sharding == "fsdp":
+        for model in models.values():
+            shard_base(model, device)
+        parallel = {"average": average}
+    data = ExpertData(
+        texts=prepared.texts(),
+        chosen=columns["chosen"],
+        rejected=columns["rejected"],
+        prompt=prepared.prompts()[columns["chosen"]],
+        valid=columns["valid"],
+        users=tables,
+    )
+    workers = {"rank": checkpointer.rank, "world_size": checkpointer.world_size}
+    trainer = ExpertTrainer(settings, data, models, reader, **workers, **parallel, device=device)
+    saved, seconds = checkpointer.load(), 0.0
+    if saved:
+        # The models are the same on every worker, so any worker's file will do, whatever their number is now.
+        seconds = float(saved[0].pop("seconds"))
+        trainer.load_state(saved[0])
+    started = time.monotonic() - seconds
+    accuracy: dict[str, float] = {}
+    for progress in trainer.run():
+        accuracy = progress.valid_accuracy or accuracy
+        if checkpointer.rank == 0:
+            rate = progress.sequences / max(1e-9, time.monotonic() - started)
+            note = ", ".join(f"{name} {value:.3f}" for name, value in progress.loss.items())
+            log.write(
+                done=progress.step,
+                total=settings.steps,
+                note=f"loss: {note} ({rate:.0f} texts/s)",
+                step=progress.step,
+                loss=progress.loss,
+                valid_accuracy=progress.valid_accuracy,
+            )
+        if checkpointer.due():
+            clock = torch.tensor(time.monotonic() - started)
+            checkpointer.save(trainer.state() | {"seconds": clock}, step=progress.step)
+    summary = {
+        "valid_accuracy": accuracy,
+        "steps": trainer.step_number,
+        "sequences": trainer.sequences,
+        "seconds": round(time.monotonic() - started, 2),
+        "activations": None if reader.activations is None else reader.activations.describe(data.texts),
+    }
+    if checkpointer.rank == 0:
+        with replace_folder(Path(config["out"])) as draft:
+            for name, model in models.items():
+                save_model(model, draft / name, base_name=backbone.name)
+            write_json(draft / "experts.json", summary)
+
+
+def _settings(config: dict[str, Any]) -> tuple[BackboneSettings, ExpertSettings]:
+    return BackboneSettings.model_validate(config["backbone"]), ExpertSettings.model_validate(config["experts"])
+
+
+def _activations(
+    whole: nn.Module, tokenizer: Any, backbone: BackboneSettings, settings: ExpertSettings, *, workers: int = 1
+) -> ActivationReader | None:
+    """The cached activations that enter the lowest adapted layer; None where all layers are adapted."""
+    lowest = lowest_layer(whole, settings.layers)
+    if lowest == 0:
+        return None
+    folder, budget = activation_folder(backbone, lowest), int(settings.activation_gib * 2**30)
+    cache = ActivationCache(folder, budget_bytes=budget)
+    cache.budget_bytes = cache.bytes_used + max(0, budget - cache.bytes_used) // workers  # each fills its part of what is left
+    return ActivationReader(whole, tokenizer, backbone, lowest, cache)
+
+
+def _models(
+    whole: nn.Module,
+    backbone: BackboneSettings,
+    settings: ExpertSettings,
+    head: HeadSettings,
+    tables: dict[str, UserTable | None],
+    reward: Path,
+) -> dict[str, ExpertModel]:
+    """Each model with fresh adapters, over one base, and the frozen phase's head; the same on every worker."""
+    base, models = trainable_part(whole, settings.layers), {}
+    for name, users in tables.items():
+        weights = read_tensors(reward / f"{name}.safetensors")
+        user_dim = 0 if users is None else users.embedding.shape[1]
+        made = make_head(head, feature_dim=len(weights["standardise.mean"]), user_dim=user_dim)
+        made.load_state_dict(weights)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            adapted = add_lora(base, settings) if users is None else add_experts(base, settings, user_dim=user_dim)
+            models[name] = ExpertModel(adapted, made, backbone)
+        if users is not None and settings.gate_init == "clusters":
+            sample = users.embedding[:: max(1, len(users.embedding) // _CLUSTERED_USERS)]
+            centres = fit_prototypes(sample.numpy(), settings.num_experts, seed=settings.seed)
+            start_gates_as_clusters(models[name], torch.from_numpy(centres))
+    return models
+
+
+def _precision(settings: ExpertSettings, device: torch.device) -> torch.dtype | None:
+    if settings.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if settings.precision == "bfloat16" else None

@@ -1,0 +1,105 @@
+"""Scores of a fixed list of texts under any users, what does not depend on the user computed once.
+
+Shapes: R texts, N askings (a text for a user), D user embedding, H hidden width of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penchant.backbone.reading import TextReader
+from penchant.backbone.tokens import Text
+from penchant.reward.experts import ExpertModel
+from penchant.reward.heads import RewardHead
+from penchant.reward.mole.routing import Routing
+from penchant.reward.mole.sharing import distinct_sequences
+
+
+class ScoreTable(Protocol):
+    """Texts that can be scored for users."""
+
+    def score(self, row_N: np.ndarray, user_ND: Tensor | None) -> Tensor:
+        """Scores (N,) of texts by their rows, for users by their embeddings; None for a model without users."""
+
+
+class FrozenTable:
+    """A head over features of the frozen base (R, F)."""
+
+    def __init__(self, head: RewardHead, feature_RF: Tensor) -> None:
+        self.head = head
+        with torch.no_grad():
+            self.hidden_RH = head.hidden(feature_RF)
+
+    @torch.no_grad()
+    def score(self, row_N: np.ndarray, user_ND: Tensor | None) -> Tensor:
+        """See `ScoreTable.score`."""
+        return self.head.score(self.hidden_RH[torch.from_numpy(row_N)], user_ND)
+
+
+class ExpertTable:
+    """A base with experts: each (text, route) is encoded when it is first asked for, and kept.
+
+    Args:
+        model: In eval mode.
+        reader: Makes texts ready for the model's base.
+        texts: R.
+        batch_size: Sequences encoded at once.
+        on_progress: Told after each batch how many sequences of how many are encoded.
+    """
+
+    def __init__(
+        self,
+        model: ExpertModel,
+        reader: TextReader,
+        texts: Sequence[Text],
+        *,
+        batch_size: int = 64,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.model, self.reader, self.texts = model, reader, texts
+        self.batch_size, self.on_progress = batch_size, on_progress
+        self._hidden: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def score(self, row_N: np.ndarray, user_ND: Tensor | None) -> Tensor:
+        """See `ScoreTable.score`."""
+        model = self.model
+        text_N = torch.from_numpy(row_N)
+        routing = None
+        if user_ND is not None and model.mole is not None:
+            user_UD, user_N = torch.unique(user_ND, dim=0, return_inverse=True)
+            routed = model.route(user_UD)
+            assert routed is not None
+            routing = Routing(routed.routes, user_N)
+        sequences = distinct_sequences(text_N, routing, routes_are_few=model.routes_are_few)
+        hidden_SH = self._encode(sequences.text, sequences.routing)
+        return model.head.score(hidden_SH[sequences.asking], user_ND)
+
+    def _encode(self, text_S: Tensor, routing: Routing | None) -> Tensor:
+        # A sequence is known again by its expert where routes are few; a route that is a user's own is not kept.
+        if routing is None:
+            owners = [0] * len(text_S)
+        elif self.model.routes_are_few:
+            owners = routing.distinct()[0].expert[:, 0].tolist()
+        else:
+            owners = list(range(-len(text_S), 0))
+        keys = list(zip(text_S.tolist(), owners, strict=True))
+        missing = [number for number, key in enumerate(keys) if key not in self._hidden]
+        missing.sort(key=lambda number: len(self.texts[keys[number][0]][1]))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            texts = self.reader.read([self.texts[keys[number][0]] for number in batch])
+            route = None if routing is None else Routing(routing.routes, routing.user_index[batch])
+            hidden = self.model.head.hidden(self.model.features(texts, route))
+            found |= dict(zip(batch, hidden.unbind(), strict=True))
+            self.on_progress(min(start + self.batch_size, len(missing)), len(missing))
+        if routing is None or self.model.routes_are_few:
+            self._hidden |= {keys[number]: hidden for number, hidden in found.items()}
+        rows = [found[number] if number in found else self._hidden[key] for number, key in enumerate(keys)]
+        return torch.stack(rows)
