@@ -92,9 +92,13 @@ def lowest_layer(model: nn.Module, layers: int | None) -> int:
     return lowest
 
 
-def trainable_part(whole: nn.Module, layers: int | None) -> nn.Module:
-    """The part of a base that adapters go into, over the same tensors: its top `layers`, without the pooler, which nothing
-    reads, and without dropout: the base is frozen, and as in evaluation also while adapters in it are trained.
+def trainable_part(whole: nn.Module, layers: int | None, *, dropout: bool) -> nn.Module:
+    """The part of a base that adapters go into, over the same tensors: its top `layers`, without the pooler, which nothing reads.
+
+    Args:
+        whole: The base, frozen.
+        layers: How many of its top layers; None for all, and nothing is cut.
+        dropout: Whether the base's own dropout works while adapters in it are trained.
 
     Raises:
         BackboneError: The base cannot be cut so.
@@ -106,7 +110,7 @@ def trainable_part(whole: nn.Module, layers: int | None) -> nn.Module:
     if getattr(model, "pooler", None) is not None:
         setattr(model, "pooler", None)  # noqa: B010 (a module's attribute may become None, which its type does not say)
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
     return model
 

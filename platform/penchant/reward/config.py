@@ -50,6 +50,8 @@ class ExpertSettings(Settings):
     """The experts' output is multiplied by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on what the experts read."""
+    base_dropout: bool = True
+    """Whether the base's own dropout works in training; without it adapters fit the training prompts sooner than the taste."""
     layers: int | None = Field(2, ge=1)
     """How many of the base's top layers carry experts; what enters them is cached. `null`: all layers, and no cache."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"

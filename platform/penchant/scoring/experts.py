@@ -102,7 +102,7 @@ def build_model(
     Raises:
         ArtifactError: It was trained on another base, or for embeddings of another width.
     """
-    base = trainable_part(whole, settings.layers)
+    base = trainable_part(whole, settings.layers, dropout=False)
     adapted = add_experts(base, settings, user_dim=user_dim) if user_dim else add_lora(base, settings)
     made = make_head(head, feature_dim=len(saved.head["standardise.mean"]), user_dim=user_dim)
     try:

@@ -23,7 +23,9 @@ USERS, DIM = 12, 6
 
 def settings(**values):
     small = {"num_experts": 3, "r": 2, "alpha": 4, "gate_hidden": 8, "layers": 1, "steps": 6, "evaluate_every": 3}
-    return ExpertSettings(**(small | {"prompts_per_step": 2, "valid_prompts": 2, "learning_rate": 1e-2} | values))
+    return ExpertSettings(
+        **(small | {"prompts_per_step": 2, "valid_prompts": 2, "learning_rate": 1e-2, "base_dropout": False} | values)
+    )
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def data(planted):
 
 def make_models(backbone, chosen, *, device="cpu"):
     torch.manual_seed(0)
-    base = trainable_part(load_backbone(backbone, device)[0], chosen.layers)
+    base = trainable_part(load_backbone(backbone, device)[0], chosen.layers, dropout=chosen.base_dropout)
     width = 2 * 32 + 16
     heads = {dim: make_head(HeadSettings(hidden=8, dropout=0.0), feature_dim=width, user_dim=dim) for dim in (0, DIM)}
     models = {
@@ -164,7 +166,7 @@ def test_workers_parts_add_up_to_the_whole(backbone, data, tmp_path):
 
 
 def test_resuming_gives_the_uninterrupted_run(backbone, data, tmp_path):
-    chosen = settings(gate_noise=0.5, dropout=0.2)
+    chosen = settings(gate_noise=0.5, dropout=0.2, base_dropout=True)
     whole, first, second = (make_trainer(backbone, data, tmp_path, chosen) for _ in range(3))
     list(whole.run())
     for _ in range(3):
@@ -206,11 +208,11 @@ def test_plain_lora_has_the_rank_that_one_user_gets(backbone):
 
 
 def test_a_base_that_cannot_be_adapted_is_refused(backbone, tmp_path):
-    base = trainable_part(load_backbone(backbone)[0], 1)
+    base = trainable_part(load_backbone(backbone)[0], 1, dropout=False)
     with pytest.raises(BackboneError, match="dense, key, query, value"):
         add_experts(base, settings(target_modules=("nothing",)), user_dim=DIM)
     with pytest.raises(BackboneError, match="layers 0 to 1"):
-        trainable_part(load_backbone(backbone)[0], 5)
+        trainable_part(load_backbone(backbone)[0], 5, dropout=False)
     uncut = DistilBertModel(DistilBertConfig(vocab_size=30, dim=16, n_layers=2, n_heads=2, hidden_dim=16))
     with pytest.raises(BackboneError, match=r"'distilbert'.*bert"):
         lowest_layer(uncut, 1)
@@ -223,7 +225,7 @@ def test_more_workers_than_prompts_are_refused(backbone, data, tmp_path):
 
 
 def test_shared_weights_are_the_same_tensors(backbone):
-    base = trainable_part(load_backbone(backbone)[0], 1)
+    base = trainable_part(load_backbone(backbone)[0], 1, dropout=False)
     other = share_weights(base)
     assert other is not base
     assert all(a is b for a, b in zip(base.parameters(), other.parameters(), strict=True))

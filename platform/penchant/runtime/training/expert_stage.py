@@ -146,7 +146,7 @@ def _models(
     reward: Path,
 ) -> dict[str, ExpertModel]:
     """Each model with fresh adapters, over one base, and the frozen phase's head; the same on every worker."""
-    base, models = trainable_part(whole, settings.layers), {}
+    base, models = trainable_part(whole, settings.layers, dropout=settings.base_dropout), {}
     for name, users in tables.items():
         weights = read_tensors(reward / f"{name}.safetensors")
         user_dim = 0 if users is None else users.embedding.shape[1]

@@ -36,7 +36,8 @@ def shard_base(model: ExpertModel, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = set(model.trainable().values())
     for layer in base.get_submodule(LAYERS[kind]).children():
-        fully_shard(layer, mesh=mesh, ignored_params=trained)
+        # Each layer is a root of its own here, and a root is kept gathered after its forward pass unless told otherwise.
+        fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
 
 
 def average(gradients: Sequence[Tensor]) -> None:
