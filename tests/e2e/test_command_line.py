@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 SMALL = (
     "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "reward.steps=150", "evaluation.resamples=50",
     "graph.candidates={text: {optimization: {max_steps: 30}}}",
+    "experts.num_experts=3", "experts.layers=1", "experts.steps=8", "experts.prompts_per_step=2", "experts.evaluate_every=4",
 )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def run(data, tiny_backbone, tmp_path_factory):
 
 def test_fit_leaves_what_the_readme_says(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    for method in ("uniform", "personalised", "oracle", "wrong_user"):
+    for method in ("uniform", "frozen", "personalised", "oracle", "wrong_user"):
         for cohort in ("seen", "unseen"):
             assert set(metrics["accuracy"][method][cohort]["all"]) == {"value", "low", "high", "n"}
     assert metrics["graph"]["valid_accuracy"] > 0

@@ -74,7 +74,7 @@ class ExpertSettings(Settings):
     """`clusters`: the gate starts as k-means of the users, so that each expert starts with users of its own."""
     load_balance_coef: float = Field(0.01, ge=0)
     """Weight of the load-balancing loss, over the distinct users of a step; 0 for none."""
-    steps: int = Field(60, ge=1)
+    steps: int = Field(100, ge=1)
     """Updates."""
     prompts_per_step: int = Field(4, ge=1)
     """Prompts in a step, over all workers; every comparison of a prompt is in the same step."""
@@ -82,8 +82,12 @@ class ExpertSettings(Settings):
     """A prompt with more responses than this is cut into several."""
     routes_per_prompt: int | None = Field(1, ge=1)
     """Routes under which a prompt's responses are read in a step, drawn anew each time; `null`: all of its users'."""
+    expert_dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of a step's prompts whose responses are read by the shared expert alone, once for all users. Without a shared
+    expert, or where a route is a user's own, there is none."""
     learning_rate: float = Field(5e-4, gt=0)
-    """AdamW's learning rate for the experts, at its highest: it rises over the first tenth and falls to 0."""
+    """AdamW's learning rate for the experts, at its highest: it rises over the first tenth of the steps, and falls to 0 over
+    the last third."""
     head_learning_rate: float = Field(2e-4, gt=0)
     """The same for the head."""
     weight_decay: float = Field(1e-2, ge=0)

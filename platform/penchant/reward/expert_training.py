@@ -26,8 +26,8 @@ from penchant.reward.config import ExpertSettings
 from penchant.reward.experts import Answer, ExpertModel
 from penchant.reward.training import UserTable
 
-_WARM_UP = 0.1
-"""Share of the steps in which the learning rates rise; then they fall to 0."""
+_WARM_UP, _COOL_DOWN = 0.1, 0.3
+"""Shares of the steps in which the learning rates rise, at first, and fall to 0, at last."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class _Plan:
     """int64 (U,): rows of the model's users, distinct and ascending, of the whole step; empty for a model without users."""
     groups: list[np.ndarray]
     """Comparisons of each of the step's prompts."""
+    for_everyone: np.ndarray
+    """bool, of the step's prompts: whether the responses are read by the shared expert alone."""
 
 
 class ExpertTrainer:
@@ -141,9 +143,10 @@ class ExpertTrainer:
         for number, part in enumerate(np.array_split(own, parts)):
             for name, plan in plans.items():
                 rows = np.concatenate([plan.groups[group] for group in part])
+                everyone = np.repeat(plan.for_everyone[part], [len(plan.groups[group]) for group in part])
                 with self._synchronised(name, last=number == parts - 1):
                     self._seed_noise()
-                    margin, balance = self._margin(name, self.wrapped[name].train(), rows, plan.users)
+                    margin, balance = self._margin(name, self.wrapped[name].train(), rows, plan.users, everyone)
                     # Data-parallel training averages gradients over the workers: scale so that the mean is over the whole step.
                     scale = self.world_size / sum(map(len, plan.groups))
                     bradley_terry = -functional.logsigmoid(margin).sum() * scale
@@ -174,26 +177,38 @@ class ExpertTrainer:
         and those users' comparisons are learnt. Every worker routes all users of the step, so that all agree.
         """
         known, limit = self.users[name], self.settings.routes_per_prompt
+        for_everyone = np.zeros(len(groups), dtype=bool)
         if known is None:
-            return _Plan(np.zeros(0, dtype=np.int64), groups)
+            return _Plan(np.zeros(0, dtype=np.int64), groups, for_everyone)
         users, user = np.unique(known[1][np.concatenate(groups)], return_inverse=True)
         model = self.models[name].train()
-        if limit is None or not model.routes_are_few:
-            return _Plan(users, groups)
+        if not model.routes_are_few:
+            return _Plan(users, groups, for_everyone)
+        random = np.random.default_rng([self.settings.seed, 2, self.step_number])
+        if self.settings.shared_expert:
+            for_everyone = random.random(len(groups)) < self.settings.expert_dropout
+        if limit is None:
+            return _Plan(users, groups, for_everyone)
         self._seed_noise()
         with torch.no_grad():
             routing = model.route(known[0][torch.from_numpy(users).to(self.device)])
         assert routing is not None
         expert = routing.distinct()[0].expert[:, 0].cpu().numpy()[user]
-        random = np.random.default_rng([self.settings.seed, 2, self.step_number])
         kept = []
-        for group, own in zip(groups, np.split(expert, np.cumsum([len(group) for group in groups])[:-1]), strict=True):
+        experts = np.split(expert, np.cumsum([len(group) for group in groups])[:-1])
+        for group, own, everyone in zip(groups, experts, for_everyone, strict=True):
             routes = np.unique(own)
-            kept.append(group[np.isin(own, random.choice(routes, size=min(limit, len(routes)), replace=False))])
-        return _Plan(users, kept)
+            drawn = np.isin(own, random.choice(routes, size=min(limit, len(routes)), replace=False))
+            kept.append(group if everyone else group[drawn])
+        return _Plan(users, kept, for_everyone)
 
-    def _margin(self, name: str, model: torch.nn.Module, rows: np.ndarray, users: np.ndarray) -> tuple[Tensor, Tensor]:
-        """score(chosen) - score(rejected) of comparisons (C,), and the load-balancing loss over `users`."""
+    def _margin(
+        self, name: str, model: torch.nn.Module, rows: np.ndarray, users: np.ndarray, everyone: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """score(chosen) - score(rejected) of comparisons (C,), and the load-balancing loss over `users`.
+
+        `everyone` (C,): whether their responses are read by the shared expert alone.
+        """
         data, known = self.data, self.users[name]
         distinct, text = np.unique(np.concatenate([data.chosen[rows], data.rejected[rows]]), return_inverse=True)
         texts = self.reader.read([data.texts[number] for number in distinct])
@@ -201,7 +216,8 @@ class ExpertTrainer:
         if known is not None:
             user_UD, user = known[0][torch.from_numpy(users).to(self.device)], np.searchsorted(users, known[1][rows])
         text_B, user_B = (torch.from_numpy(index).to(self.device) for index in (text, np.tile(user, 2)))
-        answer: Answer = model(texts, text_B, user_UD, user_B)
+        everyone_B = None if everyone is None or not everyone.any() else torch.from_numpy(np.tile(everyone, 2)).to(self.device)
+        answer: Answer = model(texts, text_B, user_UD, user_B, everyone_B)
         self.sequences += answer.sequences
         return answer.score[: len(rows)] - answer.score[len(rows) :], answer.balance
 
@@ -270,6 +286,5 @@ def _optimizer(model: ExpertModel, settings: ExpertSettings) -> torch.optim.Adam
 
 
 def _rate(step: int, steps: int) -> float:
-    """Share of the highest learning rate at a step: it rises linearly, then falls linearly."""
-    warm = max(1, round(_WARM_UP * steps))
-    return min(1.0, (step + 1) / warm) * (1 - step / steps)
+    """Share of the highest learning rate at a step."""
+    return min(1.0, (step + 1) / max(1.0, _WARM_UP * steps), (1 - step / steps) / _COOL_DOWN)

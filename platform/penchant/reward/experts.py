@@ -78,15 +78,18 @@ class ExpertModel(nn.Module):
             hidden = self.base(**arguments).last_hidden_state
         return torch.cat([pool(hidden.float(), texts.tokens["attention_mask"], self.poolings), texts.surface], dim=1)
 
-    def forward(self, texts: TextBatch, text_B: Tensor, user_UD: Tensor | None, user_B: Tensor) -> Answer:
+    def forward(
+        self, texts: TextBatch, text_B: Tensor, user_UD: Tensor | None, user_B: Tensor, everyone_B: Tensor | None = None
+    ) -> Answer:
         """Scores of askings: text `text_B` for user `user_B`, rows of `texts` and of the distinct users' embeddings.
 
-        A model without users takes None for these, and pays no heed to `user_B`.
+        A model without users takes None for these, and pays no heed to `user_B`. Where `everyone_B` holds, the routed experts
+        are left out (`ExpertSettings.expert_dropout`).
         """
         routing = None if user_UD is None else self.route(user_UD)
         balance = torch.zeros((), device=text_B.device) if routing is None else routing.balance_loss()
         asked = None if routing is None else Routing(routing.routes, user_B)
-        sequences = distinct_sequences(text_B, asked, routes_are_few=self.routes_are_few)
+        sequences = distinct_sequences(text_B, asked, routes_are_few=self.routes_are_few, everyone_B=everyone_B)
         feature_SF = self.features(texts.take(sequences.text), sequences.routing)
         hidden_BH = self.head.hidden(feature_SF)[sequences.asking]
         return Answer(self.head.score(hidden_BH, None if user_UD is None else user_UD[user_B]), balance, len(feature_SF))

@@ -49,6 +49,18 @@ def test_where_weights_differ_a_route_is_a_users_own(values):
     assert found.asking.tolist() == [0, 1, 0, 2]
 
 
+def test_what_everyone_reads_is_read_once_and_by_the_shared_expert_alone():
+    user = torch.arange(USERS)
+    asked, route = routing(user)
+    everyone = torch.tensor([True] * 4 + [False] * 3)
+    found = distinct_sequences(torch.zeros(USERS, dtype=torch.long), asked, routes_are_few=True, everyone_B=everyone)
+    answered = next(iter(found.routing.routes.values()))
+    assert len(set(found.asking[:4].tolist())) == 1
+    assert answered.weight[found.asking[0]] == 0
+    assert len(found.text) == 1 + len(set(route.expert[4:, 0].tolist()))
+    assert torch.allclose(answered.weight[found.asking[4:]], torch.ones(3, 1))
+
+
 def test_without_routes_a_text_is_encoded_once():
     found = distinct_sequences(torch.tensor([3, 1, 3]), None, routes_are_few=False)
     assert found.text.tolist() == [1, 3]
