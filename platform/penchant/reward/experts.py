@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.pooling import pool
-from penchant.backbone.reading import TextBatch, share_weights
+from penchant.backbone.reading import TextBatch, share_weights, trainable_part
 from penchant.errors import BackboneError, ConfigError
 from penchant.reward.config import ExpertSettings
 from penchant.reward.heads import RewardHead
@@ -127,6 +127,28 @@ def mole_config(settings: ExpertSettings, *, user_dim: int) -> MoleConfig:
     )
 
 
+def check_experts(base: nn.Module, settings: ExpertSettings, *, num_users: int) -> None:
+    """Whether a base can carry the experts that the settings ask for; no weight is read, so it may be on the meta device.
+
+    Raises:
+        ConfigError: The settings don't fit together, or there are more experts than users.
+        BackboneError: The base cannot be cut there, has no such modules, or they cannot carry experts.
+    """
+    if settings.num_experts > num_users:
+        raise ConfigError(
+            f"{settings.num_experts} experts are more than the {num_users} seen users.",
+            where="experts.num_experts",
+            fix="Ask for fewer, or for 0: the frozen phase alone.",
+        )
+    if settings.gate_init == "clusters" and settings.gate_hidden < settings.num_experts:
+        raise ConfigError(
+            f"A gate with a hidden layer of {settings.gate_hidden} cannot start as {settings.num_experts} clusters.",
+            where="experts.gate_hidden",
+            fix="Give at least num_experts, or set experts.gate_init=random.",
+        )
+    add_experts(trainable_part(base, settings.layers, dropout=True), settings, user_dim=1)
+
+
 def add_experts(base: nn.Module, settings: ExpertSettings, *, user_dim: int) -> PeftModel:
     """The base with fresh experts, over the same frozen tensors.
 
@@ -175,16 +197,6 @@ def start_gates_as_clusters(model: ExpertModel, centre_ED: Tensor) -> None:
 
     From random weights a few experts win every user at once, and the others never learn (docs/decisions/0008). Centres may be
     fewer than experts: the others start with nobody, and no preference against them.
-
-    Raises:
-        ConfigError: The gate is too narrow to hold a centre for each expert.
     """
-    assert model.mole is not None
-    if model.mole.gate_hidden < len(centre_ED):
-        raise ConfigError(
-            f"A gate with a hidden layer of {model.mole.gate_hidden} cannot start as {len(centre_ED)} clusters.",
-            where="experts.gate_hidden",
-            fix="Give at least num_experts, or set experts.gate_init=random.",
-        )
     for gate in model.gates():
         gate.start_as_clusters(centre_ED)

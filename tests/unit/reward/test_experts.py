@@ -9,12 +9,12 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from penchant.backbone.activations import ActivationCache, ActivationReader
 from penchant.backbone.config import BackboneSettings
-from penchant.backbone.loading import load_backbone
+from penchant.backbone.loading import load_backbone, outline
 from penchant.backbone.reading import TextReader, lowest_layer, share_weights, trainable_part
 from penchant.errors import BackboneError, ConfigError, TrainingError
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
-from penchant.reward.experts import ExpertModel, add_experts, add_lora, start_gates_as_clusters
+from penchant.reward.experts import ExpertModel, add_experts, add_lora, check_experts, start_gates_as_clusters
 from penchant.reward.heads import make_head
 from penchant.reward.training import UserTable
 
@@ -196,9 +196,6 @@ def test_gates_that_start_as_clusters_leave_no_expert_idle(backbone, data):
     users = data.users["personalised"].embedding
     start_gates_as_clusters(model, users[:3])
     assert (model.route(users).distinct()[0].load() > 0).all()
-    narrow = make_models(backbone, settings(gate_hidden=2))["personalised"]
-    with pytest.raises(ConfigError, match="hidden layer of 2"):
-        start_gates_as_clusters(narrow, users[:3])
 
 
 def test_plain_lora_has_the_rank_that_one_user_gets(backbone):
@@ -217,6 +214,22 @@ def test_a_base_that_cannot_be_adapted_is_refused(backbone, tmp_path):
     with pytest.raises(BackboneError, match=r"'distilbert'.*bert"):
         lowest_layer(uncut, 1)
     assert lowest_layer(uncut, None) == 0
+
+
+def test_impossible_settings_are_refused_before_any_weight_is_read(backbone):
+    base = outline(backbone)
+    assert next(base.parameters()).device.type == "meta"
+    check_experts(base, settings(), num_users=3)
+    with pytest.raises(ConfigError, match="3 experts are more than the 2"):
+        check_experts(base, settings(), num_users=2)
+    with pytest.raises(ConfigError, match="hidden layer of 2"):
+        check_experts(base, settings(gate_hidden=2), num_users=9)
+    with pytest.raises(ConfigError, match="top_k is 4"):
+        check_experts(base, settings(top_k=4), num_users=9)
+    with pytest.raises(BackboneError, match="layers 0 to 1"):
+        check_experts(base, settings(layers=3), num_users=9)
+    with pytest.raises(BackboneError, match="key, query, value"):
+        check_experts(base, settings(target_modules=("q_proj",)), num_users=9)
 
 
 def test_more_workers_than_prompts_are_refused(backbone, data, tmp_path):

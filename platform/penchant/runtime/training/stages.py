@@ -13,12 +13,14 @@ from rich.console import Console
 from penchant import __version__
 from penchant.artifacts import Manifest, read_json, read_tensors, write_json
 from penchant.backbone.features import FeatureExtractor
+from penchant.backbone.loading import outline
 from penchant.data import PreferenceDataset
 from penchant.errors import DataError
 from penchant.evaluation.evaluate import dataset_texts, response_keys
 from penchant.graph.config import CandidateSettings
 from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
+from penchant.reward.experts import check_experts
 from penchant.reward.heads import RewardHead, make_head
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import activation_loop, expert_loop
@@ -58,7 +60,8 @@ class Stages:
 
     Raises:
         OutputError: `out` holds another run, or something else.
-        BackboneError: The base model is not there.
+        BackboneError: The base model is not there, or cannot carry the experts.
+        ConfigError: There are more experts than users, or their settings don't fit together.
         DataError: There are too few seen users or comparisons to learn from.
     """
 
@@ -75,6 +78,8 @@ class Stages:
         self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
         _check_learnable(dataset)
         FeatureExtractor(settings.backbone).check()
+        if settings.experts.num_experts:
+            check_experts(outline(settings.backbone), settings.experts, num_users=int(dataset.seen.sum()))
         source = Path(settings.backbone.name)
         if source.is_dir():
             # Workers, and whoever uses the bundle, run elsewhere.
