@@ -111,7 +111,7 @@ def judge(stages, model, prepared, features, evaluator, users, seed) -> tuple[di
     torch.manual_seed(seed)
     base = trainable_part(whole, experts.layers, dropout=experts.base_dropout)
     made = ExpertModel(add_experts(base, experts, user_dim=table.embedding.shape[1]), head, settings.backbone)
-    sample = table.embedding[:: max(1, len(table.embedding) // 10_000)].numpy()
+    sample = table.embedding[: table.count].numpy()
     start_gates_as_clusters(made, torch.from_numpy(fit_prototypes(sample, experts.num_experts, seed=seed)))
     texts = prepared.texts()
     data = ExpertData(texts=texts, prompt=prepared.prompts()[columns["chosen"]], users={"personalised": table}, **coded)

@@ -48,7 +48,10 @@ def test_fit_leaves_what_the_readme_says(run):
             assert set(metrics["accuracy"][method][cohort]["all"]) == {"value", "low", "high", "n"}
     assert metrics["graph"]["valid_accuracy"] > 0
     assert {point["comparisons"] for point in metrics["onboarding"]["curve"]} == {0, 1, 2, 4, 8, 16}
-    assert (run / "bundle" / "manifest.json").is_file()
+    assert metrics["experts"]["steps"] == 8
+    assert sum(metrics["experts"]["load"]["seen"]) == pytest.approx(1)
+    assert "personalised-frozen" in metrics["differences"]
+    assert (run / "bundle" / "reward" / "experts" / "personalised" / "adapter_model.safetensors").is_file()
     assert "<script src" not in (run / "report.html").read_text()
 
 
@@ -126,6 +129,9 @@ def test_bundle_of_a_newer_format_is_refused(run, tmp_path):
         ("backbone.name=./not-there", "no base model in this folder"),
         ("backbone.name=some-org/some-model", "Without a network"),
         ("workers.num_workers=500", "500 workers"),
+        ("experts.num_experts=500", "500 experts are more than the 60 seen users"),
+        ("experts.layers=9", "It has layers 0 to 1"),
+        ("experts.target_modules=[q_proj]", "Its linear maps are called dense, key, query, value"),
     ],
 )
 def test_a_mistake_is_one_paragraph(data, tmp_path, tiny_backbone, override, said):
@@ -156,7 +162,7 @@ def test_groups_missing_and_no_unseen_users(data, tmp_path, tiny_backbone):
     pq.write_table(comparisons, folder / "comparisons.parquet")
     shutil.copy(data / "responses.parquet", folder)
     out = tmp_path / "out"
-    result = penchant("fit", "--data", folder, "--out", out, f"backbone.name={tiny_backbone}", *SMALL)
+    result = penchant("fit", "--data", folder, "--out", out, "--experts", 0, f"backbone.name={tiny_backbone}", *SMALL)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "there is no oracle" in result.stdout
     metrics = json.loads((out / "metrics.json").read_text())

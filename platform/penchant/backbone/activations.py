@@ -106,12 +106,13 @@ class ActivationReader:
         tokenizer: Its tokenizer.
         settings: The window of tokens.
         layer: The lowest layer that is not frozen.
+        cache: None to compute everything each time.
 
     Raises:
         BackboneError: The base cannot be cut there.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, settings: BackboneSettings, layer: int, cache: ActivationCache) -> None:
+    def __init__(self, model: Any, tokenizer: Any, settings: BackboneSettings, layer: int, cache: ActivationCache | None) -> None:
         check_cut(model, layer)
         self.model, self.tokenizer, self.settings, self.layer, self.cache = model, tokenizer, settings, layer, cache
         self.recomputed = 0
@@ -119,6 +120,8 @@ class ActivationReader:
 
     def fill(self, texts: Sequence[Text], *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> int:
         """Computes and keeps what the cache lacks, as far as its budget goes; returns how many texts it then lacks."""
+        if self.cache is None:
+            return len(texts)
         missing = {key: text for text in texts if (key := text_key(text)) not in self.cache}
         ordered = sorted(missing, key=lambda key: sum(map(len, missing[key])))
         for start in range(0, len(ordered), _BLOCK):
@@ -143,15 +146,18 @@ class ActivationReader:
         """Tokens of the texts, and what enters the layer: (B, T, H) in the base's precision, zero where there is padding."""
         tokens = dict(tokenise(self.tokenizer, texts, self.settings).to(self.model.device))
         keys = [text_key(text) for text in texts]
-        absent = [text for text, key in zip(texts, keys, strict=True) if key not in self.cache]
+        known = {} if self.cache is None else {key: self.cache.get(key) for key in keys if key in self.cache}
+        absent = [text for text, key in zip(texts, keys, strict=True) if key not in known]
         self.recomputed += len(absent)
         computed = iter(self._compute(absent)) if absent else iter(())
-        rows = [self.cache.get(key) if key in self.cache else next(computed) for key in keys]
+        rows = [known[key] if key in known else next(computed) for key in keys]
         lower = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return tokens, lower.to(self.model.device, self.model.dtype)
 
     def describe(self, texts: Sequence[Text]) -> str:
         """Whether these texts fit, in words."""
+        if self.cache is None:
+            return f"activations below layer {self.layer}: computed each time"
         lacking = sum(text_key(text) not in self.cache for text in texts)
         budget, used = self.cache.budget_bytes / 2**30, self.cache.bytes_used / 2**30
         words = f"activations below layer {self.layer}: {used:.2f} of {budget:.2f} GiB"

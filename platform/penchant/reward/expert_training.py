@@ -185,7 +185,7 @@ class ExpertTrainer:
         if not model.routes_are_few:
             return _Plan(users, groups, for_everyone)
         random = np.random.default_rng([self.settings.seed, 2, self.step_number])
-        if self.settings.shared_expert:
+        if self.settings.shared_expert and self.settings.num_experts > 1:
             for_everyone = random.random(len(groups)) < self.settings.expert_dropout
         if limit is None:
             return _Plan(users, groups, for_everyone)

@@ -6,6 +6,7 @@ Shapes: N texts, U distinct users, B askings (a text for a user), S sequences to
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -181,7 +182,10 @@ def _targets(settings: ExpertSettings) -> list[str] | str:
 
 def _adapted(base: nn.Module, config: Any) -> PeftModel:
     try:
-        return get_peft_model(share_weights(base), config)  # type: ignore[arg-type, return-value]
+        with warnings.catch_warnings():
+            # PEFT asks transformers by an old name, which nobody who runs a fit can do anything about.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+            return get_peft_model(share_weights(base), config)  # type: ignore[arg-type, return-value]
     except ValueError as error:
         linear = (name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D))
         kinds = sorted({name.rpartition(".")[2] for name in linear})

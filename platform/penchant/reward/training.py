@@ -28,6 +28,9 @@ class UserTable:
     """(N, D)"""
     row: np.ndarray
     """int64 (C,): the row that each comparison's user has there."""
+    count: int | None = None
+    """How many of the first rows are users' whole embeddings; None for all. Behind them may stand others, which leave some of
+    a user's comparisons out."""
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,10 @@ class PersonalisedRewardModel:
         lowest = lowest_layer(extractor.model, parts.experts.settings.layers)
         if lowest == 0:
             return TextReader(extractor.tokenizer, parts.backbone, device=extractor.device)
-        budget = int(parts.experts.settings.activation_gib * 2**30) if extractor.cache is not None else 0
-        cache = ActivationCache(activation_folder(parts.backbone, lowest), budget_bytes=budget)
+        cache = None
+        if extractor.cache is not None:
+            budget = int(parts.experts.settings.activation_gib * 2**30)
+            cache = ActivationCache(activation_folder(parts.backbone, lowest), budget_bytes=budget)
         activations = ActivationReader(extractor.model, extractor.tokenizer, parts.backbone, lowest, cache)
         return TextReader(extractor.tokenizer, parts.backbone, activations, device=extractor.device)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
 import torch
+from rich.status import Status
 
 from penchant import __version__
 from penchant.artifacts import read_json, write_json
@@ -25,6 +27,7 @@ from penchant.evaluation.report import MapPoints, write_report
 from penchant.evaluation.users import group_purity, project_users
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.stages import Stages
+from penchant.scoring.tables import ExpertTable
 
 
 def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str, Any]:
@@ -40,8 +43,11 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str
     feature_RF = Prepared.open(stages.run.stage("prepared")).features()
     model = stages.model()
     oracle = stages.oracle(model, feature_RF.float())
-    with stages.console.status("Evaluating"):
+    with stages.console.status("Evaluating") as status:
         evaluator = Evaluator(model, dataset, feature_RF, oracle=oracle, seed=settings.seed)
+        for name, table in evaluator.tables.items():
+            if isinstance(table, ExpertTable):
+                table.on_progress = functools.partial(_say, status, name)
         users = evaluator.users()
         judgements = evaluator.judge(users)
         bootstrap = Bootstrap(judgements, resamples=settings.resamples, seed=settings.seed)
@@ -75,6 +81,10 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str
     write_json(stages.run.path / "metrics.json", metrics)
     write_report(stages.run.path / "report.html", metrics, _map_points(dataset, users))
     return metrics
+
+
+def _say(status: Status, name: str, done: int, total: int) -> None:
+    status.update(f"Evaluating: {name}, {done:,} of {total:,} texts under their routes")
 
 
 def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float]:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train.torch
 import torch
 from torch import nn
@@ -157,10 +158,16 @@ def _models(
             adapted = add_lora(base, settings) if users is None else add_experts(base, settings, user_dim=user_dim)
             models[name] = ExpertModel(adapted, made, backbone)
         if users is not None and settings.gate_init == "clusters":
-            sample = users.embedding[:: max(1, len(users.embedding) // _CLUSTERED_USERS)]
-            centres = fit_prototypes(sample.numpy(), settings.num_experts, seed=settings.seed)
+            centres = fit_prototypes(_sample(users), settings.num_experts, seed=settings.seed)
             start_gates_as_clusters(models[name], torch.from_numpy(centres))
     return models
+
+
+def _sample(users: UserTable) -> np.ndarray:
+    """Whole embeddings of users, for k-means. Those that leave a fold out stand behind them in the table, and lie a little apart:
+    clusters that tell the two kinds from each other would send a user elsewhere in training than in use."""
+    whole = users.embedding[: users.count]
+    return whole[:: max(1, len(whole) // _CLUSTERED_USERS)].numpy()
 
 
 def _precision(settings: ExpertSettings, device: torch.device) -> torch.dtype | None:
