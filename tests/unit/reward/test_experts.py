@@ -149,6 +149,17 @@ def test_memory_savers_change_nothing(backbone, data, tmp_path, values):
     assert_same(*gradients, atol=1e-6)
 
 
+def test_bfloat16_is_near_float32(backbone, data, tmp_path):
+    full, mixed = (make_trainer(backbone, data, tmp_path, settings()) for _ in range(2))
+    for model in mixed.models.values():
+        model.precision = torch.bfloat16
+    losses = [trainer.step() for trainer in (full, mixed)]
+    assert losses[0] != losses[1]
+    for name, loss in losses[0].items():
+        assert loss == pytest.approx(losses[1][name], abs=0.05)
+    assert all(value.dtype == torch.float32 for value in weights(mixed).values())
+
+
 def test_workers_parts_add_up_to_the_whole(backbone, data, tmp_path):
     """Gradients of two workers, averaged, are those of one with the same prompts; routes and noise included."""
     chosen = settings(prompts_per_step=4, gate_noise=0.5, load_balance_coef=0.1)

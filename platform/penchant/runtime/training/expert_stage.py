@@ -13,8 +13,9 @@ from torch import nn
 
 from penchant.artifacts import read_tensors, replace_folder, write_json
 from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
+from penchant.backbone.cache import text_key
 from penchant.backbone.config import BackboneSettings
-from penchant.backbone.loading import load_backbone
+from penchant.backbone.loading import load_backbone, outline
 from penchant.backbone.reading import TextReader, lowest_layer, trainable_part
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
@@ -31,6 +32,15 @@ from penchant.scoring.onboarding import fit_prototypes
 
 _CLUSTERED_USERS = 10_000
 """Users, about, whose k-means the gates start as."""
+
+
+def missing_activations(backbone: BackboneSettings, settings: ExpertSettings, prepared: Prepared) -> int:
+    """How many texts the activation cache lacks; when none, or where nothing is cached, no worker is needed for it."""
+    lowest = lowest_layer(outline(backbone), settings.layers)
+    if lowest == 0 or settings.activation_gib == 0:
+        return 0
+    cache = ActivationCache(activation_folder(backbone, lowest), budget_bytes=0)
+    return sum(text_key(text) not in cache for text in prepared.texts())
 
 
 def activation_loop(config: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 run.json          data set and settings that it belongs to
 config.yaml       the settings, as `--config` takes them
 prepared/         the data set in integer codes, and its features
-graph/  reward/   what the stages left; `stage.json` says for which inputs
+graph/  reward/  experts/   what the stages left; `stage.json` says for which inputs
 bundle/           the model
 metrics.json  report.html
 progress/         JSON lines: the learning curves

@@ -23,7 +23,7 @@ from penchant.graph.neighbours import NeighbourIndex
 from penchant.reward.experts import check_experts
 from penchant.reward.heads import RewardHead, make_head
 from penchant.runtime.training.config import FitSettings
-from penchant.runtime.training.expert_stage import activation_loop, expert_loop
+from penchant.runtime.training.expert_stage import activation_loop, expert_loop, missing_activations
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.prepared import Prepared, prepare
@@ -161,7 +161,8 @@ class Stages:
         inputs = [*frozen, experts]
         if not self.run.is_done("experts", inputs):
             shared = {"experts": experts, "backbone": backbone}
-            if self.settings.experts.layers is not None:
+            prepared = Prepared.open(self.run.stage("prepared"))
+            if missing_activations(self.settings.backbone, self.settings.experts, prepared):
                 self._run("activations", activation_loop, inputs, shared)
             self._run(
                 "experts",
