@@ -27,6 +27,7 @@ from penchant.evaluation.evaluate import Evaluator
 from penchant.evaluation.experts import expert_choice
 from penchant.evaluation.judgements import Judgements
 from penchant.evaluation.metrics import Bootstrap, interval
+from penchant.reward.config import ExpertSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
 from penchant.reward.experts import ExpertModel, add_experts, start_gates_as_clusters
 from penchant.reward.training import RewardData, RewardTrainer
@@ -101,7 +102,9 @@ def judge(stages, model, prepared, features, evaluator, users, seed) -> tuple[di
     both = np.concatenate([test.chosen, test.rejected])
     margins = {"frozen": margin(FrozenTable(head.eval(), features), both, asked)}
 
-    experts = settings.experts.model_copy(update={"seed": seed})
+    # A run without experts (the demo's) gets the default number of them here.
+    number = settings.experts.num_experts or ExpertSettings().num_experts
+    experts = settings.experts.model_copy(update={"seed": seed, "num_experts": number})
     whole, tokenizer = load_backbone(settings.backbone)
     lowest, activations = lowest_layer(whole, experts.layers), None
     if lowest:
