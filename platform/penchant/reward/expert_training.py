@@ -82,7 +82,7 @@ class ExpertTrainer:
         average: Averages gradients over the workers, where `wrap` does not see to that (a sharded base).
 
     Raises:
-        ConfigError: There are more workers than prompts in a step, or more experts than users.
+        ConfigError: There are more workers than prompts in a step.
         TrainingError: There is no training comparison.
     """
 
