@@ -19,6 +19,7 @@ from penchant.backbone.config import BackboneSettings
 from penchant.backbone.cut import check_cut, keep_upper
 from penchant.backbone.surface import surface_features
 from penchant.backbone.tokens import Text, tokenise
+from penchant.errors import BackboneError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,14 @@ def lowest_layer(model: nn.Module, layers: int | None) -> int:
     if layers is None:
         return 0
     config: Any = model.config
-    lowest = int(getattr(config, "num_hidden_layers", 0)) - layers
+    count = int(getattr(config, "num_hidden_layers", 0))
+    lowest = count - layers
+    if 0 < count < layers:
+        raise BackboneError(
+            f"The base has no {layers} layers that could carry experts.",
+            where="experts.layers",
+            fix=f"It has layers 0 to {count - 1}; give at most {count}, or null for all.",
+        )
     if lowest != 0:
         check_cut(model, lowest)
     return lowest
