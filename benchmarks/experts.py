@@ -12,14 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from _report import report
 from rich.console import Console
 from rich.progress import track
 
-from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.loading import load_backbone
-from penchant.backbone.reading import TextReader, lowest_layer, trainable_part
+from penchant.backbone.reading import TextReader, trainable_part
 from penchant.config import load_settings
 from penchant.data import PreferenceDataset
 from penchant.data.planted import PlantedWorld, save_planted
@@ -29,13 +27,12 @@ from penchant.evaluation.judgements import Judgements
 from penchant.evaluation.metrics import Bootstrap, interval
 from penchant.reward.config import ExpertSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
-from penchant.reward.experts import ExpertModel, add_experts, start_gates_as_clusters
 from penchant.reward.training import RewardData, RewardTrainer
 from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.expert_stage import cached_activations, start_model
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.reward_stage import user_tables
 from penchant.runtime.training.stages import Stages
-from penchant.scoring.onboarding import fit_prototypes
 from penchant.scoring.tables import ExpertTable, FrozenTable
 
 
@@ -106,16 +103,9 @@ def judge(stages, model, prepared, features, evaluator, users, seed) -> tuple[di
     number = settings.experts.num_experts or ExpertSettings().num_experts
     experts = settings.experts.model_copy(update={"seed": seed, "num_experts": number})
     whole, tokenizer = load_backbone(settings.backbone)
-    lowest, activations = lowest_layer(whole, experts.layers), None
-    if lowest:
-        cache = ActivationCache(activation_folder(settings.backbone, lowest), budget_bytes=int(experts.activation_gib * 2**30))
-        activations = ActivationReader(whole, tokenizer, settings.backbone, lowest, cache)
-    reader = TextReader(tokenizer, settings.backbone, activations)
-    torch.manual_seed(seed)
+    reader = TextReader(tokenizer, settings.backbone, cached_activations(whole, tokenizer, settings.backbone, experts))
     base = trainable_part(whole, experts.layers, dropout=experts.base_dropout)
-    made = ExpertModel(add_experts(base, experts, user_dim=table.embedding.shape[1]), head, settings.backbone)
-    sample = table.embedding[: table.count].numpy()
-    start_gates_as_clusters(made, torch.from_numpy(fit_prototypes(sample, experts.num_experts, seed=seed)))
+    made = start_model(base, head, settings.backbone, experts, table)
     texts = prepared.texts()
     data = ExpertData(texts=texts, prompt=prepared.prompts()[columns["chosen"]], users={"personalised": table}, **coded)
     trainer = ExpertTrainer(experts.model_copy(update={"valid_prompts": 0}), data, {"personalised": made}, reader)

@@ -90,7 +90,9 @@ def test_adapters_are_in_pefts_layout(expert_bundle, bundle):
     base = trainable_part(load_backbone(parts.backbone)[0], 1, dropout=False)
     loaded = PeftModel.from_pretrained(base, str(folder))
     saved = read_tensors(folder / "adapter_model.safetensors")
-    assert any(torch.equal(p, value) for p in loaded.parameters() for value in saved.values() if p.shape == value.shape)
+    named = {name.replace(".default", ""): value for name, value in loaded.named_parameters()}
+    for name, value in saved.items():
+        assert torch.equal(named[name.replace(".default", "")], value), name
     assert {path.suffix for path in expert_bundle.rglob("*") if path.is_file()} == {".json", ".safetensors", ".parquet"}
     assert Manifest.read(expert_bundle, verify=True).experts["num_experts"] == 3
 

@@ -20,7 +20,7 @@ from penchant.backbone.reading import TextReader, lowest_layer, trainable_part
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
 from penchant.reward.experts import ExpertModel, add_experts, add_lora, start_gates_as_clusters
-from penchant.reward.heads import make_head
+from penchant.reward.heads import RewardHead, make_head
 from penchant.reward.training import UserTable
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog
@@ -50,7 +50,7 @@ def activation_loop(config: dict[str, Any]) -> None:
     settings, experts = _settings(config)
     prepared = Prepared.open(config["prepared"])
     whole, tokenizer = load_backbone(settings, device)
-    reader = _activations(whole, tokenizer, settings, experts, workers=context.get_world_size())
+    reader = cached_activations(whole, tokenizer, settings, experts, workers=context.get_world_size())
     if reader is None:
         return
     started = time.monotonic()
@@ -70,7 +70,7 @@ def expert_loop(config: dict[str, Any]) -> None:
     prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
     checkpointer = Checkpointer(config["checkpoint_seconds"])
     whole, tokenizer = load_backbone(backbone, device)
-    reader = TextReader(tokenizer, backbone, _activations(whole, tokenizer, backbone, settings), device)
+    reader = TextReader(tokenizer, backbone, cached_activations(whole, tokenizer, backbone, settings), device)
     columns = prepared.comparisons()
     tables = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
     models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, Path(config["reward"]))
@@ -94,12 +94,7 @@ def expert_loop(config: dict[str, Any]) -> None:
     )
     workers = {"rank": checkpointer.rank, "world_size": checkpointer.world_size}
     trainer = ExpertTrainer(settings, data, models, reader, **workers, **parallel, device=device)
-    saved, seconds = checkpointer.load(), 0.0
-    if saved:
-        # The models are the same on every worker, so any worker's file will do, whatever their number is now.
-        seconds = float(saved[0].pop("seconds"))
-        trainer.load_state(saved[0])
-    started = time.monotonic() - seconds
+    started = time.monotonic() - checkpointer.resume(trainer)
     accuracy: dict[str, float] = {}
     for progress in trainer.run():
         accuracy = progress.valid_accuracy or accuracy
@@ -135,7 +130,7 @@ def _settings(config: dict[str, Any]) -> tuple[BackboneSettings, ExpertSettings]
     return BackboneSettings.model_validate(config["backbone"]), ExpertSettings.model_validate(config["experts"])
 
 
-def _activations(
+def cached_activations(
     whole: nn.Module, tokenizer: Any, backbone: BackboneSettings, settings: ExpertSettings, *, workers: int = 1
 ) -> ActivationReader | None:
     """The cached activations that enter the lowest adapted layer; None where all layers are adapted."""
@@ -163,14 +158,22 @@ def _models(
         user_dim = 0 if users is None else users.embedding.shape[1]
         made = make_head(head, feature_dim=len(weights["standardise.mean"]), user_dim=user_dim)
         made.load_state_dict(weights)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            adapted = add_lora(base, settings) if users is None else add_experts(base, settings, user_dim=user_dim)
-            models[name] = ExpertModel(adapted, made, backbone)
-        if users is not None and settings.gate_init == "clusters":
-            centres = fit_prototypes(_sample(users), settings.num_experts, seed=settings.seed)
-            start_gates_as_clusters(models[name], torch.from_numpy(centres))
+        models[name] = start_model(base, made, backbone, settings, users)
     return models
+
+
+def start_model(
+    base: nn.Module, head: RewardHead, backbone: BackboneSettings, settings: ExpertSettings, users: UserTable | None
+) -> ExpertModel:
+    """A head over a base with fresh adapters: experts, or plain LoRA for the model without users. Fixed by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        if users is None:
+            return ExpertModel(add_lora(base, settings), head, backbone)
+        model = ExpertModel(add_experts(base, settings, user_dim=users.embedding.shape[1]), head, backbone)
+    if settings.gate_init == "clusters":
+        start_gates_as_clusters(model, torch.from_numpy(fit_prototypes(_sample(users), settings.num_experts, seed=settings.seed)))
+    return model
 
 
 def _sample(users: UserTable) -> np.ndarray:

@@ -43,13 +43,7 @@ def reward_loop(config: dict[str, Any]) -> None:
         wrap=ray.train.torch.prepare_model,
         device=device,
     )
-    saved = checkpointer.load()
-    seconds = 0.0
-    if saved:
-        # The heads are the same on every worker, so any worker's file will do, whatever their number is now.
-        seconds = float(saved[0].pop("seconds"))
-        trainer.load_state(saved[0])
-    started = time.monotonic() - seconds
+    started = time.monotonic() - checkpointer.resume(trainer)
     for progress in trainer.run():
         if checkpointer.rank == 0:
             note = ", ".join(f"{name} {value:.3f}" for name, value in progress.valid_accuracy.items())

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -167,6 +167,13 @@ def prepare_worker(config: dict[str, Any]) -> torch.device:
     return ray.train.torch.get_device()
 
 
+class Resumable(Protocol):
+    """What can be taken up from its tensors."""
+
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Takes up where the tensors were saved."""
+
+
 class Checkpointer:
     """Saves a worker's tensors every so often, and finds the last saved ones again.
 
@@ -185,6 +192,18 @@ class Checkpointer:
             return []
         with checkpoint.as_directory() as folder:
             return [load_file(path) for path in sorted(Path(folder).glob("worker-*.safetensors"))]
+
+    def resume(self, trainer: Resumable) -> float:
+        """Takes a trainer whose state is the same on every worker up from the last checkpoint; returns the seconds spent before.
+
+        Any worker's file will do, whatever their number is now.
+        """
+        saved = self.load()
+        if not saved:
+            return 0.0
+        seconds = float(saved[0].pop("seconds"))
+        trainer.load_state(saved[0])
+        return seconds
 
     def due(self) -> bool:
         """Whether it is time, decided by the first worker for all."""
