@@ -36,10 +36,15 @@ class TextBatch:
     def __len__(self) -> int:
         return len(self.surface)
 
+    def lengths(self) -> Tensor:
+        """Tokens of each text: (N,)"""
+        return self.tokens["attention_mask"].sum(1)
+
     def take(self, row: Tensor) -> TextBatch:
-        """The texts at these rows."""
-        tokens = {name: tensor[row] for name, tensor in self.tokens.items()}
-        return TextBatch(tokens, None if self.lower is None else self.lower[row], self.surface[row])
+        """The texts at these rows, padded to the longest of them."""
+        longest = int(self.lengths()[row].max()) if len(row) else 0
+        tokens = {name: tensor[row, :longest] for name, tensor in self.tokens.items()}
+        return TextBatch(tokens, None if self.lower is None else self.lower[row, :longest], self.surface[row])
 
     def inputs(self) -> dict[str, Tensor]:
         """The base's arguments."""

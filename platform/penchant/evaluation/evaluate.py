@@ -12,6 +12,7 @@ from torch import Tensor
 from penchant.backbone.cache import text_key
 from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
+from penchant.data.dataset import Comparisons as DatasetComparisons
 from penchant.evaluation.judgements import Judgements
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarding import Comparisons, rank_within
@@ -83,21 +84,23 @@ class Evaluator:
             known[users] = True
         return EmbeddedUsers(embedding, known)
 
-    def judge(self, users: EmbeddedUsers) -> Judgements:
-        """Margins of every method on the test comparisons."""
+    def judge(self, users: EmbeddedUsers, *, unseen_alone: bool = False) -> Judgements:
+        """Margins of every method on the test comparisons, or on those of unseen users alone."""
         dataset, test = self.dataset, self.test
-        uniform = self._margin("uniform", None)
+        if unseen_alone:
+            test = test.take(np.flatnonzero(~dataset.seen[test.user]))
+        uniform = self._margin("uniform", test, None)
         wrong = self._wrong_users(users)
         margins = {
             "uniform": uniform,
-            "personalised": self._personal_margin("personalised", users, uniform),
-            "wrong_user": self._personal_margin("personalised", users.of(wrong), uniform),
+            "personalised": self._personal_margin("personalised", test, users, uniform),
+            "wrong_user": self._personal_margin("personalised", test, users.of(wrong), uniform),
         }
         if "frozen" in self.tables:
-            margins["frozen"] = self._personal_margin("frozen", users, uniform)
+            margins["frozen"] = self._personal_margin("frozen", test, users, uniform)
         if "oracle" in self.tables:
             one_hot = torch.nn.functional.one_hot(torch.from_numpy(dataset.group), len(dataset.group_names)).float()
-            margins["oracle"] = self._margin("oracle", one_hot[test.user])
+            margins["oracle"] = self._margin("oracle", test, one_hot[test.user])
         return Judgements(
             user=test.user,
             prompt=dataset.prompt_of_response[test.chosen],
@@ -108,22 +111,17 @@ class Evaluator:
 
     def onboarding_curve(self, counts: Sequence[int]) -> dict[int, Judgements]:
         """Judgements of unseen users' test comparisons after so many of their comparisons; with 0, uniform."""
-        curve = {}
-        for count in counts:
-            judged = self.judge(self.users(limit=count))
-            curve[count] = judged.take(~judged.seen)
-        return curve
+        return {count: self.judge(self.users(limit=count), unseen_alone=True) for count in counts}
 
-    def _margin(self, name: str, user_CD: Tensor | None) -> np.ndarray:
+    def _margin(self, name: str, test: DatasetComparisons, user_CD: Tensor | None) -> np.ndarray:
         table = self.tables[name]
-        rows = np.concatenate([self.test.chosen, self.test.rejected])
+        rows = np.concatenate([test.chosen, test.rejected])
         chosen, rejected = table.score(rows, None if user_CD is None else user_CD.repeat(2, 1)).chunk(2)
         return (chosen - rejected).numpy()
 
-    def _personal_margin(self, name: str, users: EmbeddedUsers, uniform_C: np.ndarray) -> np.ndarray:
+    def _personal_margin(self, name: str, test: DatasetComparisons, users: EmbeddedUsers, uniform_C: np.ndarray) -> np.ndarray:
         """The margin under each comparison's user; that of uniform for users with nothing to go by."""
-        user = self.test.user
-        return np.where(users.known_U[user], self._margin(name, users.embedding_UD[user]), uniform_C)
+        return np.where(users.known_U[test.user], self._margin(name, test, users.embedding_UD[test.user]), uniform_C)
 
     def _wrong_users(self, users: EmbeddedUsers) -> np.ndarray:
         """For each user a random other one with an embedding: of another group where groups are known."""

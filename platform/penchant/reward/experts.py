@@ -24,6 +24,9 @@ from penchant.reward.mole import MoleConfig, MoleModel
 from penchant.reward.mole.routing import Gate, Routing
 from penchant.reward.mole.sharing import distinct_sequences
 
+_SEQUENCES_AT_ONCE = 32
+"""Sequences that go through the base together."""
+
 
 class Answer(NamedTuple):
     """What a pass over askings gives."""
@@ -72,7 +75,18 @@ class ExpertModel(nn.Module):
         return tuner
 
     def features(self, texts: TextBatch, routing: Routing | None = None) -> Tensor:
-        """Features (N, F) of texts, each under its route: the base's, pooled, and those of the surface."""
+        """Features (N, F) of texts, each under its route: the base's, pooled, and those of the surface.
+
+        Texts of like length go through the base together, so that little padding is encoded.
+        """
+        order = texts.lengths().argsort()
+        parts = [
+            self._features(texts.take(rows), None if routing is None else routing.take(rows))
+            for rows in order.split(_SEQUENCES_AT_ONCE)
+        ]
+        return torch.cat(parts)[order.argsort()]
+
+    def _features(self, texts: TextBatch, routing: Routing | None) -> Tensor:
         mixed = contextlib.nullcontext() if self.precision is None else torch.autocast(texts.surface.device.type, self.precision)
         arguments: dict[str, Any] = texts.inputs() if routing is None else texts.inputs() | {"routing": routing}
         with mixed:

@@ -77,29 +77,28 @@ class ExpertTable:
             assert routed is not None
             routing = Routing(routed.routes, user_N)
         sequences = distinct_sequences(text_N, routing, routes_are_few=model.routes_are_few)
-        hidden_SH = self._encode(sequences.text, sequences.routing)
+        if sequences.routing is None or model.routes_are_few:
+            hidden_SH = self._look_up(sequences.text, sequences.routing)
+        else:
+            hidden_SH = self._encode(sequences.text, sequences.routing)  # a route of one's own is not asked for again
         return model.head.score(hidden_SH[sequences.asking], user_ND)
 
+    def _look_up(self, text_S: Tensor, routing: Routing | None) -> Tensor:
+        """Hidden vectors (S, H) of sequences, which are known again by their text and expert."""
+        experts = [0] * len(text_S) if routing is None else routing.distinct()[0].expert[routing.user_index, 0].tolist()
+        keys = list(zip(text_S.tolist(), experts, strict=True))
+        missing = torch.tensor([number for number, key in enumerate(keys) if key not in self._hidden], dtype=torch.int64)
+        if len(missing):
+            hidden = self._encode(text_S[missing], None if routing is None else routing.take(missing))
+            self._hidden |= {keys[number]: row for number, row in zip(missing.tolist(), hidden.unbind(), strict=True)}
+        return torch.stack([self._hidden[key] for key in keys])
+
     def _encode(self, text_S: Tensor, routing: Routing | None) -> Tensor:
-        # A sequence is known again by its expert where routes are few; a route that is a user's own is not kept.
-        if routing is None:
-            owners = [0] * len(text_S)
-        elif self.model.routes_are_few:
-            owners = routing.distinct()[0].expert[:, 0].tolist()
-        else:
-            owners = list(range(-len(text_S), 0))
-        keys = list(zip(text_S.tolist(), owners, strict=True))
-        missing = [number for number, key in enumerate(keys) if key not in self._hidden]
-        missing.sort(key=lambda number: len(self.texts[keys[number][0]][1]))
-        found: dict[int, Tensor] = {}
-        for start in range(0, len(missing), self.batch_size):
-            batch = missing[start : start + self.batch_size]
-            texts = self.reader.read([self.texts[keys[number][0]] for number in batch])
-            route = None if routing is None else Routing(routing.routes, routing.user_index[batch])
-            hidden = self.model.head.hidden(self.model.features(texts, route))
-            found |= dict(zip(batch, hidden.unbind(), strict=True))
-            self.on_progress(min(start + self.batch_size, len(missing)), len(missing))
-        if routing is None or self.model.routes_are_few:
-            self._hidden |= {keys[number]: hidden for number, hidden in found.items()}
-        rows = [found[number] if number in found else self._hidden[key] for number, key in enumerate(keys)]
-        return torch.stack(rows)
+        """Hidden vectors (S, H) of sequences, those of like length together."""
+        length_S = torch.tensor([len(self.texts[text][1]) for text in text_S.tolist()])
+        order, parts = length_S.argsort(), []
+        for rows in order.split(self.batch_size):
+            texts = self.reader.read([self.texts[text] for text in text_S[rows].tolist()])
+            parts.append(self.model.head.hidden(self.model.features(texts, None if routing is None else routing.take(rows))))
+            self.on_progress(min(len(parts) * self.batch_size, len(order)), len(order))
+        return torch.cat(parts)[order.argsort()]

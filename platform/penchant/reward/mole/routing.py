@@ -54,6 +54,10 @@ class Routing:
     user_index: Tensor
     """int64 (B,): each sequence's row among the N users."""
 
+    def take(self, row: Tensor) -> Routing:
+        """The routing of the sequences at these rows."""
+        return Routing(self.routes, self.user_index[row])
+
     def distinct(self) -> list[Route]:
         """Each gate's route, once."""
         return list({id(route): route for route in self.routes.values()}.values())
