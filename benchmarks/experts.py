@@ -2,6 +2,7 @@
 
     python benchmarks/experts.py                                     # the planted world of `make demo`
     python benchmarks/experts.py --data my-data --run runs/mine      # a run of `penchant fit`; what it lacks is fitted first
+    python benchmarks/experts.py num_experts=8 load_balance_coef=0   # other experts, over the same graph and frozen heads
 
 For each seed the frozen head is trained, and the experts from it on; both are judged on the run's test comparisons, for users as
 the run embeds them. Intervals: 95%, two-way bootstrap over users and prompts.
@@ -41,11 +42,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/demo-data"))
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the experts, instead of the run's")
     arguments = parser.parse_args()
     if not arguments.data.exists() and arguments.data == parser.get_default("data"):
         save_planted(PlantedWorld(), arguments.data)
     config = arguments.run / "config.yaml"
     settings = load_settings(FitSettings, config if config.is_file() else None)
+    # A run without experts (the demo's) gets the default ones here.
+    own = settings.experts if settings.experts.num_experts else ExpertSettings()
+    experts = load_settings(ExpertSettings, values=own.model_dump(mode="json"), overrides=arguments.overrides)
     dataset = PreferenceDataset.load(arguments.data)
     stages = Stages(dataset, settings, arguments.run, Console())
     stages.fit_reward()
@@ -55,7 +60,7 @@ def main() -> None:
     users = evaluator.users()
     rows = []
     for seed in arguments.seeds:
-        margins, facts = judge(stages, model, prepared, features, evaluator, users, seed)
+        margins, facts = judge(stages, model, prepared, features, evaluator, users, experts.model_copy(update={"seed": seed}))
         test = evaluator.test
         judgements = Judgements(
             user=test.user,
@@ -79,17 +84,18 @@ def main() -> None:
                     **facts,
                 }
             )
-    report("experts", f"Experts against the frozen phase: {arguments.data}", rows)
+    title = " ".join([f"Experts against the frozen phase: {arguments.data}", *arguments.overrides])
+    report("experts", title, rows)
 
 
-def judge(stages, model, prepared, features, evaluator, users, seed) -> tuple[dict[str, np.ndarray], dict[str, str]]:  # type: ignore[no-untyped-def]
+def judge(stages, model, prepared, features, evaluator, users, experts) -> tuple[dict[str, np.ndarray], dict[str, str]]:  # type: ignore[no-untyped-def]
     """Margins of both on the test comparisons, and facts of the training."""
     settings, graph = stages.settings, stages.run.stage("graph")
     columns = prepared.comparisons()
     table = user_tables(prepared, columns, graph, seed=settings.graph.seed)["personalised"]
     coded = {name: columns[name] for name in ("chosen", "rejected", "valid")}
     frozen = RewardTrainer(
-        settings.reward.model_copy(update={"seed": seed}),
+        settings.reward.model_copy(update={"seed": experts.seed}),
         RewardData(feature_RF=features, users={"personalised": table}, **coded),
     )
     list(frozen.run())
@@ -97,11 +103,8 @@ def judge(stages, model, prepared, features, evaluator, users, seed) -> tuple[di
     head.load_state_dict(frozen.best_state["personalised"])
     test, asked = evaluator.test, users.embedding_UD[evaluator.test.user]
     both = np.concatenate([test.chosen, test.rejected])
-    margins = {"frozen": margin(FrozenTable(head.eval(), features), both, asked)}
+    margins = {"frozen": margin(FrozenTable.from_features(head.eval(), features), both, asked)}
 
-    # A run without experts (the demo's) gets the default number of them here.
-    number = settings.experts.num_experts or ExpertSettings().num_experts
-    experts = settings.experts.model_copy(update={"seed": seed, "num_experts": number})
     whole, tokenizer = load_backbone(settings.backbone)
     reader = TextReader(tokenizer, settings.backbone, cached_activations(whole, tokenizer, settings.backbone, experts))
     base = trainable_part(whole, experts.layers, dropout=experts.base_dropout)
@@ -110,7 +113,7 @@ def judge(stages, model, prepared, features, evaluator, users, seed) -> tuple[di
     data = ExpertData(texts=texts, prompt=prepared.prompts()[columns["chosen"]], users={"personalised": table}, **coded)
     trainer = ExpertTrainer(experts.model_copy(update={"valid_prompts": 0}), data, {"personalised": made}, reader)
     started = time.monotonic()
-    for _ in track(trainer.run(), total=experts.steps, description=f"Seed {seed}"):
+    for _ in track(trainer.run(), total=experts.steps, description=f"Seed {experts.seed}"):
         pass
     seconds = time.monotonic() - started
     margins["personalised"] = margin(ExpertTable(made.eval(), reader, texts), both, asked)

@@ -88,6 +88,7 @@ def bundle(planted, tiny_backbone, tmp_path_factory):
     from penchant.scoring.bundle import BundleParts, write_bundle
     from penchant.scoring.config import OnboardingSettings
     from penchant.scoring.onboarding import fit_prototypes
+    from penchant.scoring.questions import QuestionPool
 
     dataset, _ = planted
     backbone = BackboneSettings(name=tiny_backbone, max_tokens=64)
@@ -134,6 +135,7 @@ def bundle(planted, tiny_backbone, tmp_path_factory):
         personalised=reward.heads["personalised"].eval(),
         uniform=reward.heads["uniform"].eval(),
         prototype_KD=torch.from_numpy(fit_prototypes(result.user.numpy(), 8)),
+        questions=QuestionPool(texts[:24], features[:24]),
         onboarding=OnboardingSettings(kind="neighbours", temperatures=(0.1,)),
     )
     folder = tmp_path_factory.mktemp("trained") / "bundle"

@@ -26,19 +26,34 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def load_settings(model: type[SettingsT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> SettingsT:
-    """Builds a settings model from a YAML file and `key.sub=value` overrides; overrides win.
+def load_settings(
+    model: type[SettingsT],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    values: dict[str, Any] | None = None,
+) -> SettingsT:
+    """Builds a settings model from a YAML file (or plain values) and `key.sub=value` overrides; overrides win.
 
     Raises:
         ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    values = _read_yaml(Path(path)) if path is not None else dict(values or {})
     for override in overrides:
         _apply_override(values, override)
+    return validate_settings(model, values, where=str(path) if path is not None else "the settings")
+
+
+def validate_settings(model: type[SettingsT], values: Any, *, where: str = "the settings") -> SettingsT:
+    """Builds a settings model from plain values.
+
+    Raises:
+        ConfigError: A key is unknown, or a value has the wrong type.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _explain(error, model, str(path) if path is not None else "the settings") from None
+        raise _explain(error, model, where) from None
 
 
 def dump_settings(settings: Settings) -> str:

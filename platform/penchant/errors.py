@@ -55,3 +55,7 @@ class OutputError(PenchantError, OSError):
 
 class TrainingError(PenchantError, RuntimeError):
     """A training stage that could not go on."""
+
+
+class StoreError(PenchantError, RuntimeError):
+    """The user store could not do what was asked; the same request may be tried again."""

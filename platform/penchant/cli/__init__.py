@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penchant.cli.data import data_app
+from penchant.cli.serve import export, keys_app, serve
 from penchant.errors import PenchantError
 
 app = typer.Typer(
@@ -29,6 +30,9 @@ app = typer.Typer(
 bundle_app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
+app.add_typer(keys_app, name="keys")
+app.command()(serve)
+data_app.command("export")(export)
 
 _INTERRUPTED = 130  # what shells and typer say for Ctrl-C
 

@@ -55,7 +55,7 @@ class Evaluator:
         self.model, self.dataset = model, dataset
         self.feature_RF = feature_RF.float()
         self.random = np.random.default_rng(seed)
-        self.tables = model.tables(dataset_texts(dataset), self.feature_RF)
+        self.tables = model.texts.tables(dataset_texts(dataset), self.feature_RF)
         if oracle is not None and dataset.group is not None and (dataset.group >= 0).all():
             self.tables["oracle"] = oracle
         row = {key: number for number, key in enumerate(model.parts.response_keys)}
@@ -84,11 +84,9 @@ class Evaluator:
             known[users] = True
         return EmbeddedUsers(embedding, known)
 
-    def judge(self, users: EmbeddedUsers, *, unseen_alone: bool = False) -> Judgements:
-        """Margins of every method on the test comparisons, or on those of unseen users alone."""
+    def judge(self, users: EmbeddedUsers) -> Judgements:
+        """Margins of every method on the test comparisons."""
         dataset, test = self.dataset, self.test
-        if unseen_alone:
-            test = test.take(np.flatnonzero(~dataset.seen[test.user]))
         uniform = self._margin("uniform", test, None)
         wrong = self._wrong_users(users)
         margins = {
@@ -101,17 +99,26 @@ class Evaluator:
         if "oracle" in self.tables:
             one_hot = torch.nn.functional.one_hot(torch.from_numpy(dataset.group), len(dataset.group_names)).float()
             margins["oracle"] = self._margin("oracle", test, one_hot[test.user])
+        return self._judgements(test, margins)
+
+    def onboarding_curve(self, counts: Sequence[int]) -> dict[int, Judgements]:
+        """What personalised says of unseen users' test comparisons after so many of their comparisons; with 0, uniform."""
+        test = self.test.take(np.flatnonzero(~self.dataset.seen[self.test.user]))
+        uniform = self._margin("uniform", test, None)
+        curve = {}
+        for count in counts:
+            personalised = self._personal_margin("personalised", test, self.users(limit=count), uniform)
+            curve[count] = self._judgements(test, {"uniform": uniform, "personalised": personalised})
+        return curve
+
+    def _judgements(self, test: DatasetComparisons, margins: dict[str, np.ndarray]) -> Judgements:
         return Judgements(
             user=test.user,
-            prompt=dataset.prompt_of_response[test.chosen],
-            seen=dataset.seen[test.user],
+            prompt=self.dataset.prompt_of_response[test.chosen],
+            seen=self.dataset.seen[test.user],
             controversial=test.controversial,
             margins=margins,
         )
-
-    def onboarding_curve(self, counts: Sequence[int]) -> dict[int, Judgements]:
-        """Judgements of unseen users' test comparisons after so many of their comparisons; with 0, uniform."""
-        return {count: self.judge(self.users(limit=count), unseen_alone=True) for count in counts}
 
     def _margin(self, name: str, test: DatasetComparisons, user_CD: Tensor | None) -> np.ndarray:
         table = self.tables[name]

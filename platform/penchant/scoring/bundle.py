@@ -9,6 +9,8 @@ graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees
 graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
 reward/personalised.safetensors, reward/uniform.safetensors   the heads
 reward/prototypes.safetensors                                 prototype users (K, D)
+onboarding/questions.parquet                                  texts that new users may be asked to choose between
+onboarding/questions.safetensors                              their features (N, F)
 reward/experts/personalised, reward/experts/uniform           adapters in PEFT's layout, and their heads (scoring/experts.py)
 """
 
@@ -36,6 +38,7 @@ from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.heads import RewardHead, make_head
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.experts import ExpertParts, copy_model, read_experts
+from penchant.scoring.questions import QuestionPool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class BundleParts:
     prototype_KD: Tensor
     experts: ExpertParts | None = None
     """None for a bundle of the frozen phase alone."""
+    questions: QuestionPool | None = None
+    """What new users may be asked; None where the settings leave it out."""
     onboarding: OnboardingSettings
     """`kind` is never `auto` here, and `temperatures` holds the one chosen."""
 
@@ -93,6 +98,8 @@ def write_bundle(folder: Path, parts: BundleParts, *, dataset: str, counts: Mapp
         if parts.experts is not None:
             for name, saved in parts.experts.models.items():
                 copy_model(saved, reward / "experts" / name)
+        if parts.questions is not None:
+            _write_questions(draft / "onboarding", parts.questions)
         files = list_files(draft)
         manifest = Manifest(
             name=fingerprint(files)[:12],
@@ -158,8 +165,24 @@ def read_bundle(folder: str | Path) -> tuple[Manifest, BundleParts]:
         uniform=_read_head(weights["uniform"], head_settings, 0, reward),
         prototype_KD=weights["prototypes"]["embedding"],
         experts=None if expert_settings is None else read_experts(reward / "experts", expert_settings),
+        questions=_read_questions(folder / "onboarding"),
         onboarding=onboarding,
     )
+
+
+def _write_questions(folder: Path, pool: QuestionPool) -> None:
+    folder.mkdir()
+    columns = {name: pa.array([text[at] for text in pool.texts], pa.string()) for at, name in enumerate(("prompt", "response"))}
+    pq.write_table(pa.table(columns), folder / "questions.parquet")
+    write_tensors(folder / "questions.safetensors", {"feature": pool.feature_NF.half()})
+
+
+def _read_questions(folder: Path) -> QuestionPool | None:
+    if not folder.is_dir():
+        return None
+    prompts, responses = _read_columns(folder / "questions.parquet", ("prompt", "response"))
+    feature_NF = read_tensors(folder / "questions.safetensors")["feature"].float()
+    return QuestionPool(list(zip(prompts.tolist(), responses.tolist(), strict=True)), feature_NF)
 
 
 def _without_rows(encoder: GraphEncoder) -> dict[str, Tensor]:

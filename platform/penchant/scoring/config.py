@@ -24,3 +24,7 @@ class OnboardingSettings(Settings):
     """Softmax temperatures of `prototypes` to choose from."""
     neighbour_temperature: float = Field(PAPER_TEMPERATURE, gt=0)
     """Softmax temperature of `neighbours` (CoPL, section 4.1)."""
+    question_prompts: int = Field(64, ge=0)
+    """Training prompts whose texts go into the bundle, so that a service can ask new users to choose between them; 0 for none."""
+    question_responses: int = Field(8, ge=2)
+    """Responses of each of these prompts, at most."""

@@ -1,6 +1,8 @@
 """A bundle at work: who is this user, what do they prefer, how would they score this text.
 
-This is what the command line, evaluation and (later) the service and batch jobs call.
+This is what the command line, evaluation, the service and batch jobs call.
+
+Shapes: U users, N askings (a text for a user), D user embedding.
 """
 
 from __future__ import annotations
@@ -16,19 +18,21 @@ import torch
 from torch import Tensor
 
 from penchant.artifacts import Manifest
-from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.cache import FeatureCache, default_cache_folder, text_key
 from penchant.backbone.features import FeatureExtractor, cache_name
-from penchant.backbone.reading import TextReader, lowest_layer
 from penchant.backbone.tokens import Text
 from penchant.errors import DataError
 from penchant.graph.inductive import embed_responses
-from penchant.reward.experts import ExpertModel
-from penchant.reward.heads import RewardHead
 from penchant.scoring.bundle import BundleParts, read_bundle
-from penchant.scoring.experts import SavedModel, build_model
-from penchant.scoring.onboarding import Comparisons, embed_by_forward, embed_by_neighbours, embed_by_prototypes
-from penchant.scoring.tables import ExpertTable, FrozenTable, ScoreTable
+from penchant.scoring.onboarding import (
+    Comparisons,
+    embed_by_forward,
+    embed_by_neighbours,
+    embed_by_prototypes,
+    prototype_scores,
+)
+from penchant.scoring.questions import Question, choose_question
+from penchant.scoring.text_scorer import TextScorer
 
 Personalisation = Literal["seen", "onboarded", "unknown"]
 """How an answer was personalised; `unknown` means not at all: the uniform score."""
@@ -53,6 +57,15 @@ class ResolvedUser:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Responses to a prompt, to be scored for a user."""
+
+    user: ResolvedUser
+    prompt: str
+    responses: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Scores:
     """Scores of several responses to one prompt, in order."""
 
@@ -71,26 +84,44 @@ class PersonalisedRewardModel:
         manifest: What the bundle is.
         parts: What it holds.
         extractor: Reads features of texts; by default with the bundle's backbone and no cache.
+        remembered_texts: How many texts are kept encoded from call to call.
     """
 
-    def __init__(self, manifest: Manifest, parts: BundleParts, extractor: FeatureExtractor | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        parts: BundleParts,
+        extractor: FeatureExtractor | None = None,
+        *,
+        remembered_texts: int = 0,
+    ) -> None:
         self.manifest, self.parts = manifest, parts
         self.extractor = extractor or FeatureExtractor(parts.backbone)
+        self.texts = TextScorer(manifest, parts, self.extractor, remembered_texts=remembered_texts)
         self._row = {user: row for row, user in enumerate(parts.user_ids)}
         self._response_row = {key: row for row, key in enumerate(parts.response_keys)}
         self._onboarded: dict[str, Tensor] = {}
-        self._built: dict[str, ExpertModel] = {}
 
     @classmethod
-    def load(cls, folder: str | Path, *, cached: bool = False) -> PersonalisedRewardModel:
-        """Loads a bundle; with `cached`, features of texts are kept in the feature cache.
+    def load(
+        cls, folder: str | Path, *, cached: bool = False, remembered_texts: int = 0, device: torch.device | str = "cpu"
+    ) -> PersonalisedRewardModel:
+        """Loads a bundle.
+
+        Args:
+            cached: Whether features of texts are kept in the feature cache, on disk.
+            remembered_texts: How many texts are kept encoded in memory from call to call.
+            device: Where the base model runs.
 
         Raises:
             ArtifactError: Not a bundle, of a newer format, or damaged.
         """
         manifest, parts = read_bundle(folder)
         cache = FeatureCache(default_cache_folder() / "features" / cache_name(parts.backbone)) if cached else None
-        return cls(manifest, parts, FeatureExtractor(parts.backbone, cache))
+        model = cls(manifest, parts, FeatureExtractor(parts.backbone, cache, device), remembered_texts=remembered_texts)
+        if parts.questions is not None:
+            model.texts.remember_features(parts.questions.texts, parts.questions.feature_NF)
+        return model
 
     def __repr__(self) -> str:
         parts = self.parts
@@ -103,9 +134,12 @@ class PersonalisedRewardModel:
         """Who a user id is to this bundle. An unknown one is said to be unknown, not refused."""
         if user in self._onboarded:
             return ResolvedUser(user, "onboarded", self._onboarded[user])
-        if user in self._row:
-            return ResolvedUser(user, "seen", self.parts.user_UD[self._row[user]])
-        return ResolvedUser(user, "unknown", None)
+        return self.seen(user) or ResolvedUser(user, "unknown", None)
+
+    def seen(self, user: str) -> ResolvedUser | None:
+        """A user of the bundle's own, or None."""
+        row = self._row.get(user)
+        return None if row is None else ResolvedUser(user, "seen", self.parts.user_UD[row])
 
     def remember(self, embeddings: Mapping[str, Tensor]) -> None:
         """Makes onboarded users known to this object, by id."""
@@ -124,74 +158,46 @@ class PersonalisedRewardModel:
         for number, response in enumerate(responses):
             if not response.strip():
                 raise DataError("A response is blank.", where=f"response {number}", fix="Give a text.")
-        resolved = self.resolve(user)
-        tables, rows = self.tables([(prompt, response) for response in responses]), np.arange(len(responses))
-        uniform = score = tables["uniform"].score(rows, None)
-        if resolved.embedding is not None:
-            score = tables["personalised"].score(rows, resolved.embedding.expand(len(rows), -1))
-        return Scores(user, resolved.personalisation, self.manifest.name, score.tolist(), uniform.tolist())
+        return self.score_batch([Asking(self.resolve(user), prompt, responses)])[0]
 
-    def tables(self, texts: Sequence[Text], feature_RF: Tensor | None = None) -> dict[str, ScoreTable]:
-        """What scores these texts for users (`personalised`) and without (`uniform`), and, in a bundle with experts, what the
-        frozen phase alone says for users (`frozen`).
+    def score_batch(self, askings: Sequence[Asking]) -> list[Scores]:
+        """Scores of any mix of users and texts, in order; each text is encoded once, whoever asks for it."""
+        texts = [(asking.prompt, response) for asking in askings for response in asking.responses]
+        counts = [len(asking.responses) for asking in askings]
+        score, uniform = self.score_texts([asking.user for asking in askings], np.repeat(np.arange(len(askings)), counts), texts)
+        return [
+            Scores(asking.user.user, asking.user.personalisation, self.manifest.name, own.tolist(), shared.tolist())
+            for asking, own, shared in zip(askings, score.split(counts), uniform.split(counts), strict=True)
+        ]
 
-        Args:
-            feature_RF: The texts' features of the frozen base, where they are known.
+    def score_texts(self, users: Sequence[ResolvedUser], user_N: np.ndarray, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+        """Scores (N,) of texts, each for the user whose number stands in `user_N`, and uniform ones (N,).
+
+        A user of whom nothing is known gets the uniform score.
         """
-        parts = self.parts
-
-        def frozen(head: RewardHead) -> ScoreTable:
-            features = torch.from_numpy(self.extractor.features(texts)) if feature_RF is None else feature_RF
-            return FrozenTable(head, features)
-
-        if parts.experts is None:
-            return {"uniform": frozen(parts.uniform), "personalised": frozen(parts.personalised)}
-        tables: dict[str, ScoreTable] = {
-            name: self.expert_table(self.experts(name), texts) for name in ("uniform", "personalised")
-        }
-        return tables if feature_RF is None else tables | {"frozen": frozen(parts.personalised)}
-
-    def expert_table(self, model: ExpertModel, texts: Sequence[Text]) -> ExpertTable:
-        """A table of texts for a model over this bundle's base."""
-        return ExpertTable(model, self._reader, texts, batch_size=self.parts.backbone.batch_size)
-
-    def build_experts(self, saved: SavedModel, *, user_dim: int, name: str) -> ExpertModel:
-        """A saved model over this bundle's base.
-
-        Raises:
-            ArtifactError: It was trained on another base, or for embeddings of another width.
-        """
-        parts = self.parts
-        assert parts.experts is not None
-        where = f"bundle {self.manifest.name}, {name}"
-        whole, head, settings = self.extractor.model, parts.head_settings, parts.experts.settings
-        return build_model(saved, whole, parts.backbone, head, settings, user_dim=user_dim, where=where)
-
-    def experts(self, name: str) -> ExpertModel:
-        """The bundle's `personalised` or `uniform` base with adapters and head, built on first use."""
-        if name not in self._built:
-            assert self.parts.experts is not None
-            user_dim = self.parts.user_UD.shape[1] if name == "personalised" else 0
-            self._built[name] = self.build_experts(self.parts.experts.models[name], user_dim=user_dim, name=name)
-        return self._built[name]
-
-    @functools.cached_property
-    def _reader(self) -> TextReader:
-        """Texts for the experts' base."""
-        parts, extractor = self.parts, self.extractor
-        assert parts.experts is not None
-        lowest = lowest_layer(extractor.model, parts.experts.settings.layers)
-        if lowest == 0:
-            return TextReader(extractor.tokenizer, parts.backbone, device=extractor.device)
-        cache = None
-        if extractor.cache is not None:
-            budget = int(parts.experts.settings.activation_gib * 2**30)
-            cache = ActivationCache(activation_folder(parts.backbone, lowest), budget_bytes=budget)
-        activations = ActivationReader(extractor.model, extractor.tokenizer, parts.backbone, lowest, cache)
-        return TextReader(extractor.tokenizer, parts.backbone, activations, device=extractor.device)
+        tables, rows = self.texts.tables(texts), np.arange(len(texts))
+        uniform = tables["uniform"].score(rows, None)
+        known_U = np.array([user.embedding is not None for user in users])
+        embeddings = [user.embedding for user in users if user.embedding is not None]
+        if not embeddings:
+            return uniform, uniform
+        asked = np.flatnonzero(known_U[user_N])
+        user_ND = torch.stack(embeddings)[torch.from_numpy((known_U.cumsum() - 1)[user_N[asked]])]
+        score = uniform.clone()
+        score[torch.from_numpy(asked)] = tables["personalised"].score(asked, user_ND)
+        return score, uniform
 
     def onboard(self, comparisons: Mapping[str, Sequence[TextComparison]]) -> dict[str, Tensor]:
-        """Embeddings (D,) of users from their comparisons of any texts, and remembers them.
+        """Embeddings (D,) of users from their comparisons of any texts, which this object then knows them by.
+
+        Raises: see `embed_choices`.
+        """
+        onboarded = self.embed_choices(comparisons)
+        self.remember(onboarded)
+        return onboarded
+
+    def embed_choices(self, comparisons: Mapping[str, Sequence[TextComparison]]) -> dict[str, Tensor]:
+        """Embeddings (D,) of users from their comparisons of any texts.
 
         Raises:
             DataError: A user without a comparison, a blank text, or chosen = rejected.
@@ -208,12 +214,40 @@ class PersonalisedRewardModel:
                     column.append(rows.setdefault((choice.prompt, response), len(rows)))
         texts = list(rows)
         coded = Comparisons(*(np.array(column, dtype=np.int64) for column in columns))
-        features = torch.from_numpy(self.extractor.features(texts))
+        features = self.texts.features(texts)
         known = np.array([self._response_row.get(text_key(text).hex(), -1) for text in texts])
         embedding = self.embed(coded, features, known, num_users=len(comparisons))
-        onboarded = dict(zip(comparisons, embedding, strict=True))
-        self.remember(onboarded)
-        return onboarded
+        return dict(zip(comparisons, embedding, strict=True))
+
+    def next_question(self, comparisons: Sequence[TextComparison] = ()) -> Question | None:
+        """The pair of the bundle's pool whose answer is expected to tell most about a user who has made these comparisons.
+
+        None when all pairs have been answered.
+
+        Raises:
+            DataError: The bundle was made without texts to ask about.
+        """
+        pool = self.parts.questions
+        if pool is None:
+            raise DataError(
+                "The bundle holds no texts to ask about.",
+                where=f"bundle {self.manifest.name}",
+                fix="Fit with onboarding.question_prompts above 0.",
+            )
+        texts = [(choice.prompt, text) for choice in comparisons for text in (choice.chosen, choice.rejected)]
+        margin_CK = torch.zeros(0, len(self.parts.prototype_KD))
+        if texts:
+            score_CK = prototype_scores(self.parts.personalised, self.parts.prototype_KD, self.texts.hidden(texts)[0])
+            margin_CK = score_CK[0::2] - score_CK[1::2]
+        asked = {(choice.prompt, frozenset((choice.chosen, choice.rejected))) for choice in comparisons}
+        return choose_question(pool, self._pool_score_NK, margin_CK, asked)
+
+    @functools.cached_property
+    def _pool_score_NK(self) -> Tensor:
+        pool, parts = self.parts.questions, self.parts
+        assert pool is not None
+        hidden, _ = self.texts.hidden(pool.texts, pool.feature_NF)
+        return prototype_scores(parts.personalised, parts.prototype_KD, hidden)
 
     @torch.no_grad()
     def embed(

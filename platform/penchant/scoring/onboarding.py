@@ -55,6 +55,12 @@ def fit_prototypes(user_UD: np.ndarray, count: int, *, seed: int = 0) -> np.ndar
 
 
 @torch.no_grad()
+def prototype_scores(head: RewardHead, prototype_KD: Tensor, hidden_RH: Tensor) -> Tensor:
+    """Scores of texts under each prototype user: (R, K)."""
+    return torch.stack([head.score(hidden_RH, prototype) for prototype in prototype_KD], dim=1)
+
+
+@torch.no_grad()
 def embed_by_prototypes(
     head: RewardHead,
     prototype_KD: Tensor,
@@ -69,7 +75,7 @@ def embed_by_prototypes(
     `softmax(mean over the comparisons of logsigmoid(margin) / temperature)`; users without a comparison get the mean
     prototype.
     """
-    score_RK = torch.stack([head.score(hidden_RH, prototype) for prototype in prototype_KD], dim=1)
+    score_RK = prototype_scores(head, prototype_KD, hidden_RH)
     user = torch.from_numpy(comparisons.user)
     fit_CK = functional.logsigmoid(score_RK[comparisons.chosen] - score_RK[comparisons.rejected])
     total_UK = torch.zeros(num_users, len(prototype_KD)).index_add(0, user, fit_CK)

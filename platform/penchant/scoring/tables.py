@@ -5,6 +5,7 @@ Shapes: R texts, N askings (a text for a user), D user embedding, H hidden width
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penchant.backbone.cache import text_key
 from penchant.backbone.reading import TextReader
 from penchant.backbone.tokens import Text
 from penchant.reward.experts import ExpertModel
 from penchant.reward.heads import RewardHead
 from penchant.reward.mole.routing import Routing
 from penchant.reward.mole.sharing import distinct_sequences
+from penchant.scoring.vectors import VectorCache
 
 
 class ScoreTable(Protocol):
@@ -28,12 +31,16 @@ class ScoreTable(Protocol):
 
 
 class FrozenTable:
-    """A head over features of the frozen base (R, F)."""
+    """A head over what it makes of texts' features: (R, H)."""
 
-    def __init__(self, head: RewardHead, feature_RF: Tensor) -> None:
-        self.head = head
-        with torch.no_grad():
-            self.hidden_RH = head.hidden(feature_RF)
+    def __init__(self, head: RewardHead, hidden_RH: Tensor) -> None:
+        self.head, self.hidden_RH = head, hidden_RH
+
+    @classmethod
+    @torch.no_grad()
+    def from_features(cls, head: RewardHead, feature_RF: Tensor) -> FrozenTable:
+        """The table of texts with these features of the frozen base."""
+        return cls(head, head.hidden(feature_RF))
 
     @torch.no_grad()
     def score(self, row_N: np.ndarray, user_ND: Tensor | None) -> Tensor:
@@ -49,6 +56,7 @@ class ExpertTable:
         reader: Makes texts ready for the model's base.
         texts: R.
         batch_size: Sequences encoded at once.
+        cache: Where sequences are kept that others may ask for too; by default a cache of the table's own, without a bound.
         on_progress: Told after each batch how many sequences of how many are encoded.
     """
 
@@ -59,11 +67,13 @@ class ExpertTable:
         texts: Sequence[Text],
         *,
         batch_size: int = 64,
+        cache: VectorCache | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.model, self.reader, self.texts = model, reader, texts
         self.batch_size, self.on_progress = batch_size, on_progress
-        self._hidden: dict[tuple[int, int], Tensor] = {}
+        self.cache = cache or VectorCache(sys.maxsize)
+        self._keys = [text_key(text) for text in texts]
 
     @torch.no_grad()
     def score(self, row_N: np.ndarray, user_ND: Tensor | None) -> Tensor:
@@ -86,12 +96,10 @@ class ExpertTable:
     def _look_up(self, text_S: Tensor, routing: Routing | None) -> Tensor:
         """Hidden vectors (S, H) of sequences, which are known again by their text and expert."""
         experts = [0] * len(text_S) if routing is None else routing.distinct()[0].expert[routing.user_index, 0].tolist()
-        keys = list(zip(text_S.tolist(), experts, strict=True))
-        missing = torch.tensor([number for number, key in enumerate(keys) if key not in self._hidden], dtype=torch.int64)
-        if len(missing):
-            hidden = self._encode(text_S[missing], None if routing is None else routing.take(missing))
-            self._hidden |= {keys[number]: row for number, row in zip(missing.tolist(), hidden.unbind(), strict=True)}
-        return torch.stack([self._hidden[key] for key in keys])
+        keys = [(self._keys[text], expert) for text, expert in zip(text_S.tolist(), experts, strict=True)]
+        return self.cache.look_up(
+            keys, lambda missing: self._encode(text_S[missing], None if routing is None else routing.take(torch.tensor(missing)))
+        )
 
     def _encode(self, text_S: Tensor, routing: Routing | None) -> Tensor:
         """Hidden vectors (S, H) of sequences, those of like length together."""

@@ -3,7 +3,8 @@ import socket
 import pytest
 
 from penchant.errors import DataError, TrainingError
-from penchant.runtime.training.workers import _cause, start_ray
+from penchant.runtime.cluster import start_ray
+from penchant.runtime.training.workers import _cause
 
 
 def test_address_where_nobody_answers_is_told_at_once():

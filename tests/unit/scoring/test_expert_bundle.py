@@ -63,7 +63,7 @@ def test_saved_and_loaded_gives_the_same_scores(expert_bundle, made, planted, bu
     texts = dataset_texts(planted[0])[:6]
     _, parts, _ = bundle
     model = PersonalisedRewardModel.load(expert_bundle)
-    tables = model.tables(texts)
+    tables = model.texts.tables(texts)
     _, tokenizer = load_backbone(parts.backbone)
     rows, users = np.arange(6), parts.user_UD[torch.tensor([0, 7, 20, 33, 41, 59])]
     whole, _ = load_backbone(parts.backbone)
@@ -72,7 +72,7 @@ def test_saved_and_loaded_gives_the_same_scores(expert_bundle, made, planted, bu
     for name, asked in (("personalised", users), ("uniform", None)):
         expected = ExpertTable(made[name].eval(), reader, texts).score(rows, asked)
         assert torch.allclose(tables[name].score(rows, asked), expected, atol=1e-6), name
-    frozen = model.tables(texts, torch.from_numpy(model.extractor.features(texts)))["frozen"].score(rows, users)
+    frozen = model.texts.tables(texts, torch.from_numpy(model.extractor.features(texts)))["frozen"].score(rows, users)
     assert not torch.allclose(frozen, tables["personalised"].score(rows, users), atol=1e-3)
 
 
@@ -100,7 +100,7 @@ def test_adapters_are_in_pefts_layout(expert_bundle, bundle):
 def test_table_encodes_each_text_once_under_each_route(expert_bundle, bundle, planted):
     model = PersonalisedRewardModel.load(expert_bundle)
     texts, users = dataset_texts(planted[0])[:5], bundle[1].user_UD
-    table, encoded = model.tables(texts)["personalised"], []
+    table, encoded = model.texts.tables(texts)["personalised"], []
     table.on_progress = lambda done, total: encoded.append(done)
     rows = np.tile(np.arange(5), 60)
     first = table.score(rows, users.repeat_interleave(5, 0))
@@ -116,7 +116,7 @@ def test_judged_beside_the_frozen_phase_and_shown(expert_bundle, bundle, planted
     judged = evaluator.judge(users)
     assert list(judged.margins) == ["uniform", "personalised", "wrong_user", "frozen"]
     bootstrap = Bootstrap(judged, resamples=20)
-    table = expert_table(model.experts("personalised"), dataset, users, evaluator)
+    table = expert_table(model.texts.experts("personalised"), dataset, users, evaluator)
     assert sum(table["load"]["seen"]) == pytest.approx(1)
     assert table["idle"] == 0
     assert set(table["by_group"]) == set(dataset.group_names)
@@ -148,7 +148,7 @@ def test_experts_of_another_base_are_refused(expert_bundle, tmp_path):
     tensors = read_tensors(path)
     write_tensors(path, {name: torch.cat([tensor, tensor], dim=-1) for name, tensor in tensors.items()})
     with pytest.raises(ArtifactError, match="do not fit this base"):
-        PersonalisedRewardModel.load(copy).experts("personalised")
+        PersonalisedRewardModel.load(copy).texts.experts("personalised")
     path.unlink()
     with pytest.raises(ArtifactError, match="missing"):
         PersonalisedRewardModel.load(copy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,18 @@ def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
         DataError: The file is missing or unreadable, or a row is not in the format; told with its row and value.
         OutputError: `out` is there and not empty.
     """
+    return import_rows(_rows(source), out, user_column=user_column, source=str(source))
+
+
+def import_rows(rows: Iterable[dict[str, Any]], out: Path, *, source: str, user_column: str = "user_id") -> str:
+    """The same from rows that are there already.
+
+    Raises: as `import_trl`; `source` is what its messages call the rows.
+    """
     responses: dict[str, dict[str, str]] = {}
     comparisons: list[dict[str, Any]] = []
     users: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(_rows(source)):
+    for number, row in enumerate(rows):
         where = f"{source}, row {number}"
         user = row.get(user_column)
         if not isinstance(user, str) or not user.strip():
@@ -54,7 +62,7 @@ def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
         facts = {name: str(row[name]) for name in ("cohort", "group") if row.get(name) is not None}
         users.setdefault(user, {"user_id": user}).update(facts)
     if not comparisons:
-        raise DataError("There is no row.", where=str(source), fix="Give at least one comparison.")
+        raise DataError("There is no row.", where=source, fix="Give at least one comparison.")
     tables = {
         "responses": pa.Table.from_pylist(list(responses.values())),
         "comparisons": _table(comparisons, _KEPT),

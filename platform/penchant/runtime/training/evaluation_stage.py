@@ -71,7 +71,7 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str
         if model.parts.experts is not None:
             metrics["experts"] = {
                 **reward["experts"],
-                **expert_table(model.experts("personalised"), dataset, users, evaluator),
+                **expert_table(model.texts.experts("personalised"), dataset, users, evaluator),
                 "settings": model.parts.experts.settings.model_dump(mode="json"),
                 "history": stages.history("experts"),
             }

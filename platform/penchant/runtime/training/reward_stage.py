@@ -75,7 +75,9 @@ def user_tables(prepared: Prepared, columns: dict[str, np.ndarray], graph: Path,
     tables = {"uniform": None, "personalised": _personal_users(graph, columns, seed=seed)}
     groups = prepared.groups()
     if groups is not None:
-        tables["oracle"] = UserTable(groups, columns["user"])
+        # A row a group, not a user: users of one group then share what is computed for it.
+        group = groups.argmax(1).numpy()
+        tables["oracle"] = UserTable(torch.eye(groups.shape[1]), group[columns["user"]])
     return tables
 
 

@@ -22,6 +22,7 @@ from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
 from penchant.reward.experts import check_experts
 from penchant.reward.heads import RewardHead, make_head
+from penchant.runtime.cluster import start_ray
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import activation_loop, expert_loop, missing_activations
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts
@@ -30,12 +31,13 @@ from penchant.runtime.training.prepared import Prepared, prepare
 from penchant.runtime.training.progress import ProgressLog, show_progress
 from penchant.runtime.training.reward_stage import reward_loop
 from penchant.runtime.training.run_folder import RunFolder
-from penchant.runtime.training.workers import run_stage, start_ray
+from penchant.runtime.training.workers import run_stage
 from penchant.scoring.bundle import BundleParts, write_bundle
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.experts import ExpertParts, read_experts, read_model
 from penchant.scoring.model import PersonalisedRewardModel
-from penchant.scoring.onboarding import Comparisons, fit_prototypes
+from penchant.scoring.onboarding import Comparisons, fit_prototypes, rank_within
+from penchant.scoring.questions import QuestionPool
 from penchant.scoring.selection import choose_onboarding, cross_fitted
 from penchant.scoring.tables import FrozenTable, ScoreTable
 
@@ -190,9 +192,10 @@ class Stages:
         if not (self.run.stage("reward") / "oracle.safetensors").is_file():
             return None
         if model.parts.experts is None:
-            return FrozenTable(self._head("oracle", groups), feature_RF)
+            return FrozenTable.from_features(self._head("oracle", groups), feature_RF)
         saved = read_model(self.run.stage("experts") / "oracle")
-        return model.expert_table(model.build_experts(saved, user_dim=groups, name="oracle"), dataset_texts(self.dataset))
+        made = model.texts.build_experts(saved, user_dim=groups, name="oracle")
+        return model.texts.expert_table(made, dataset_texts(self.dataset))
 
     def history(self, stage: str) -> list[dict[str, Any]]:
         """The learning curve of a stage."""
@@ -250,6 +253,7 @@ class Stages:
             uniform=self._head("uniform", 0),
             experts=self._experts(),
             prototype_KD=torch.from_numpy(fit_prototypes(user_UD.numpy(), self.settings.onboarding.prototypes)),
+            questions=self._questions(features),
             onboarding=self.settings.onboarding,
         )
         chosen, tried = self._choose_onboarding(parts, features)
@@ -262,6 +266,21 @@ class Stages:
         self.run.stage("onboarding").mkdir(exist_ok=True)
         write_json(self.run.stage("onboarding") / "onboarding.json", {"kind": chosen.kind, "tried": tried})
         return write_bundle(self.run.stage("bundle"), final, dataset=dataset.fingerprint, counts=counts)
+
+    def _questions(self, features: torch.Tensor) -> QuestionPool | None:
+        """A few training prompts with some of their responses."""
+        settings, dataset = self.settings.onboarding, self.dataset
+        random = np.random.default_rng(0)
+        train = dataset.select(split="train", cohort="seen")
+        rows = np.unique(np.concatenate([train.chosen, train.rejected]))
+        rows = rows[random.permutation(len(rows))]
+        prompt = dataset.prompt_of_response[rows]
+        asked = random.permutation(np.unique(prompt))[: settings.question_prompts]
+        kept = rows[np.isin(prompt, asked) & (rank_within(prompt) < settings.question_responses)]
+        if not len(kept):
+            return None
+        texts = dataset_texts(dataset)
+        return QuestionPool([texts[row] for row in kept], features[torch.from_numpy(kept)])
 
     def _experts(self) -> ExpertParts | None:
         settings = self.settings.experts

@@ -1,0 +1,183 @@
+"""`penchant serve`, `penchant keys` and `penchant data export`: the service and its store."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from penchant.errors import ConfigError
+
+keys_app = typer.Typer(no_args_is_help=True, help="Keys to the service: make, list, revoke.")
+console = Console()
+
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="User store: sqlite:///path or postgresql://user@host/database.", show_default=False)
+]
+_DEFAULT_STORE = "sqlite:///runs/service/users.db"
+
+
+def store_url(given: str | None) -> str:
+    """The store that was named, or that of `PENCHANT_STORE`, or the default."""
+    return given or os.environ.get("PENCHANT_STORE") or _DEFAULT_STORE
+
+
+def serve(
+    bundle: Annotated[Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine alone, unless you say otherwise.")] = "127.0.0.1",
+    store: StoreOption = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML of service settings.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as scorer.max_replicas=2.", show_default=False),
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
+) -> None:
+    """Serve a bundle: scores, rankings and onboarding over HTTP, and a page to try it on. Ctrl-C stops it.
+
+    Example:
+
+        penchant serve --bundle runs/demo/bundle
+    """
+    from penchant.artifacts import Manifest
+    from penchant.config import load_settings
+    from penchant.runtime.serving.config import ServiceSettings
+    from penchant.runtime.serving.running import run_service
+    from penchant.store import UserStore
+
+    if store is None and not any(value.startswith("store=") for value in overrides or []) and config is None:
+        store = store_url(None)
+    chosen = [f"bundle={bundle.resolve()}", *([f"store={_absolute(store)}"] if store else [])]
+    settings = load_settings(ServiceSettings, config, [*(overrides or []), *chosen])
+    manifest = Manifest.read(bundle, verify=True)
+    users = UserStore.open(settings.store)
+    # A key of its own for every start: secrets are stored hashed, so an old one cannot be printed again.
+    expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=7)
+    _, secret = users.create_key(settings.tenant, ["score", "onboard", "admin"], name="penchant serve", expires=expires)
+    users.close()
+    with console.status("Starting"):
+        service = run_service(settings, host=host, port=port, address=address)
+    # What stops a service in a container is SIGTERM, which should be as clean as Ctrl-C. Ray has set a handler of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _print_welcome(f"http://{host}:{port}", secret, manifest.name, settings.store)
+        service.wait()
+    except KeyboardInterrupt:
+        console.print("Stopping.")
+    finally:
+        service.stop()
+
+
+def _print_welcome(url: str, secret: str, bundle: str, store: str) -> None:
+    body = '{"user": "user-0001", "prompt": "Explain tides.", "responses": ["The moon pulls on the sea.", "Step one: look up."]}'
+    curl = f"curl -s {url}/v1/score -H {shlex.quote(f'Authorization: Bearer {secret}')} --json {shlex.quote(body)}"
+    lines = [
+        f"Bundle {bundle} at {url}; users in {without_password(store)}",
+        f"key: {secret}",
+        f"page: {url}/#key={secret}",
+        f"docs: {url}/docs",
+        f"try:  {curl}",
+        "The key is good for a week. Ctrl-C stops.",
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True, highlight=False)
+
+
+def without_password(url: str) -> str:
+    """A store's URL as it may be shown."""
+    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", url)
+
+
+def _absolute(url: str) -> str:
+    """A SQLite URL with a path that holds in whatever folder a replica runs."""
+    prefix = "sqlite:///"
+    if not url.startswith(prefix) or url.startswith(prefix + "/") or url == prefix:
+        return url
+    return prefix + str(Path(url.removeprefix(prefix)).resolve())
+
+
+@keys_app.command("create")
+def keys_create(
+    scope: Annotated[
+        list[str] | None, typer.Option(help="score, onboard or admin; give it several times. Default: score and onboard.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose users the key reaches.")] = "default",
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires; never by default.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Make a key, and print it: the store keeps its hash alone, so it cannot be shown again.
+
+    Example:
+
+        penchant keys create --scope score --tenant acme --days 90
+    """
+    scopes = scope or ["score", "onboard"]
+    for one in scopes:
+        if one not in ("score", "onboard", "admin"):
+            raise ConfigError(f"There is no scope {one!r}.", where="--scope", fix="Give score, onboard or admin.")
+    expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    users = _open(store)
+    record, secret = users.create_key(tenant, scopes, name=name, expires=expires)
+    console.print(f"Key {record.id} for tenant {escape(tenant)}: {', '.join(record.scopes)}. It is shown this once:")
+    console.print(secret, markup=False, soft_wrap=True, highlight=False)
+
+
+@keys_app.command("list")
+def keys_list(store: StoreOption = None) -> None:
+    """Keys, without their secrets."""
+    table = Table("Id", "Tenant", "Scopes", "Name", "Created", "Expires", "Revoked", title="Keys")
+    for key in _open(store).list_keys():
+        instants = [instant.strftime("%Y-%m-%d %H:%M") if instant else "-" for instant in (key.created, key.expires, key.revoked)]
+        table.add_row(str(key.id), escape(key.tenant), ", ".join(key.scopes), escape(key.name), *instants)
+    console.print(table)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key: Annotated[int, typer.Argument(help="Its id, as `penchant keys list` shows it.")], store: StoreOption = None
+) -> None:
+    """Revoke a key; it is refused from the next request on."""
+    record = _open(store).revoke_key(key)
+    console.print(f"Key {record.id} of tenant {escape(record.tenant)} is revoked.")
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="The data set's folder; it must not be there yet.")],
+    store: StoreOption = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="This tenant's users alone; with all of them, ids become tenant/user.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a data set of the choices that a service has stored, to fit the next bundle on.
+
+    Example:
+
+        penchant data export online --store sqlite:///runs/service/users.db --tenant default
+    """
+    from penchant.data.importers.trl import import_rows
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for choice in _open(store).export(tenant):
+            user = choice.user if tenant is not None else f"{choice.tenant}/{choice.user}"
+            texts = {"prompt": choice.prompt, "chosen": choice.chosen, "rejected": choice.rejected}
+            yield {"user_id": user, **texts, "timestamp": choice.created}
+
+    console.print(import_rows(rows(), out, source=without_password(store_url(store))), soft_wrap=True)
+
+
+def _open(store: str | None) -> Any:
+    from penchant.store import UserStore
+
+    return UserStore.open(store_url(store))

@@ -1,0 +1,81 @@
+"""Settings of the service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from penchant.config import Settings
+
+
+class LimitSettings(Settings):
+    """What one request may ask for; more is refused with 413 or 422, before any work."""
+
+    body_bytes: int = Field(1_048_576, ge=1024)
+    """Bytes of a request's body."""
+    text_characters: int = Field(20_000, ge=1)
+    """Characters of a prompt or response."""
+    responses: int = Field(256, ge=1)
+    """Responses scored in one request."""
+    comparisons: int = Field(64, ge=1)
+    """Comparisons sent in one request."""
+    comparisons_per_user: int = Field(500, ge=1)
+    """A user's newest comparisons that the onboarding reads; older ones are kept for the next fit."""
+    body_seconds: float = Field(10, gt=0)
+    """Time that a client may take to send a body."""
+
+
+class ScorerSettings(Settings):
+    """The replicas that hold the model."""
+
+    min_replicas: int = Field(1, ge=1)
+    """Replicas when there is little to do."""
+    max_replicas: int = Field(4, ge=1)
+    """Replicas at most."""
+    target_ongoing_requests: float = Field(8, gt=0)
+    """Requests in work at a replica, on average, above which replicas are added."""
+    max_queued_requests: int = Field(256, ge=1)
+    """Requests that may wait for a replica; more are answered 429 with Retry-After."""
+    upscale_delay_s: float = Field(5, ge=0)
+    """Seconds of too much work before a replica is added."""
+    downscale_delay_s: float = Field(120, ge=0)
+    """Seconds of too little work before one is taken away."""
+    max_batch_size: int = Field(64, ge=1)
+    """Requests that are scored together, whoever they are for."""
+    num_cpus: float = Field(1, ge=0)
+    """Cores of a replica."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs of a replica; may be a fraction."""
+    remembered_texts: int = Field(20_000, ge=0)
+    """Texts that a replica keeps encoded, under each expert."""
+
+
+class ServiceSettings(Settings):
+    """The service."""
+
+    bundle: str
+    """The bundle's folder."""
+    store: str = "sqlite:///runs/service/users.db"
+    """The user store: sqlite:///path, or postgresql://user@host/database."""
+    tenant: str = Field("default", min_length=1, max_length=64)
+    """Whom the bundle was trained for: its seen users are known to this tenant's keys alone."""
+    api_replicas: int = Field(1, ge=1)
+    """Replicas of the HTTP API."""
+    scorer: ScorerSettings = ScorerSettings()
+    """The scoring replicas."""
+    limits: LimitSettings = LimitSettings()
+    """What a request may ask for."""
+    playground: bool = True
+    """Whether the page at / is served."""
+
+    def autoscaling(self) -> dict[str, Any]:
+        """Ray Serve's `autoscaling_config` of the scoring replicas."""
+        scorer = self.scorer
+        return {
+            "min_replicas": scorer.min_replicas,
+            "max_replicas": max(scorer.min_replicas, scorer.max_replicas),
+            "target_ongoing_requests": scorer.target_ongoing_requests,
+            "upscale_delay_s": scorer.upscale_delay_s,
+            "downscale_delay_s": scorer.downscale_delay_s,
+        }

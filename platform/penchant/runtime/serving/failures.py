@@ -1,0 +1,107 @@
+"""From what went wrong to an HTTP answer: one body for all, which says what, where and what to do."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from penchant.errors import ConfigError, DataError, PenchantError, StoreError
+from penchant.runtime.serving.schemas import Failure, Trouble
+from penchant.runtime.serving.service import Busy, Unavailable
+
+log = logging.getLogger(__name__)
+
+_KINDS = {
+    400: "invalid_request",
+    401: "unauthorised",
+    403: "forbidden",
+    404: "not_found",
+    405: "invalid_request",
+    408: "invalid_request",
+    413: "too_large",
+    422: "invalid_request",
+    429: "busy",
+    503: "unavailable",
+}
+_STATUS: list[tuple[type[PenchantError], int]] = [
+    (Busy, 429),
+    (Unavailable, 503),
+    (StoreError, 503),
+    (DataError, 422),
+    (ConfigError, 422),
+]
+
+
+class Refusal(PenchantError, ValueError):
+    """A request that is refused, with its HTTP status."""
+
+    def __init__(self, status: int, what: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _refusal, (self.status, self.what, self.where, self.fix)
+
+
+def _refusal(status: int, what: str, where: str, fix: str) -> Refusal:
+    return Refusal(status, what, where=where, fix=fix)
+
+
+def failure(status: int, what: str, *, where: str = "", fix: str = "") -> JSONResponse:
+    """An answer that is not a success."""
+    kind = _KINDS.get(status, "invalid_request" if status < 500 else "unavailable")
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "2"}}.get(status)
+    body = Failure(error=Trouble(type=kind, message=what, where=where, fix=fix))
+    return JSONResponse(body.model_dump(), status, headers)
+
+
+def status_of(error: PenchantError) -> int:
+    """The HTTP status of an error."""
+    if isinstance(error, Refusal):
+        return error.status
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def handle_failures(app: FastAPI) -> None:
+    """Makes every error an answer of that form."""
+
+    @app.exception_handler(PenchantError)
+    async def ours(request: Request, error: PenchantError) -> JSONResponse:
+        return failure(status_of(error), error.what, where=error.where, fix=error.fix)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(_printable(part) for part in first["loc"])
+        what = _sentence(first)
+        more = len(error.errors()) - 1
+        return failure(
+            422, what + (f" ({more} more problem{'s' if more > 1 else ''})" if more else ""), where=where, fix="See /docs."
+        )
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        where = f"{request.method} {_printable(request.url.path)}"
+        answer = failure(error.status_code, f"{error.detail}.", where=where, fix="See /docs.")
+        for name, value in (error.headers or {}).items():
+            answer.headers[name] = value
+        return answer
+
+    @app.exception_handler(Exception)
+    async def ours_to_mend(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s in %s", type(error).__name__, request.scope.get("route"), exc_info=error)
+        return failure(500, "Something went wrong in the service.", where=request.method, fix="Try again; the log has the rest.")
+
+
+def _sentence(problem: Any) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return message[0].upper() + message[1:].rstrip(".") + "."
+
+
+def _printable(part: object) -> str:
+    return str(part).encode("utf-8", "replace").decode()[:200]

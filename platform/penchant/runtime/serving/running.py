@@ -1,0 +1,89 @@
+"""Running the service on this machine, or on a cluster that is there, until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import ray
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from penchant.errors import ConfigError, TrainingError
+from penchant.runtime.cluster import start_ray
+from penchant.runtime.serving.application import build
+from penchant.runtime.serving.config import ServiceSettings
+
+_NAME = "penchant"
+_READY_SECONDS = 180.0
+
+
+class RunningService:
+    """A service that answers."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._stopped = threading.Event()
+
+    def wait(self) -> None:
+        """Until `stop` is called, or the process is interrupted."""
+        while not self._stopped.wait(1.0):
+            pass
+
+    def stop(self) -> None:
+        """Stops answering, lets requests in work end, and gives the machine back."""
+        self._stopped.set()
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+
+
+def run_service(settings: ServiceSettings, *, host: str, port: int, address: str | None = None) -> RunningService:
+    """Starts the service and returns once it can score.
+
+    Raises:
+        ConfigError: The port is taken.
+        TrainingError: There is no cluster at the address, or no replica became ready.
+    """
+    if address is None:
+        _check_free(host, port)
+    start_ray(address)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
+    try:
+        serve.run(build(settings), name=_NAME, route_prefix="/")
+        _wait_until_ready(f"http://{host}:{port}")
+    except (RuntimeError, TimeoutError) as error:
+        serve.shutdown()
+        raise TrainingError(
+            f"The service did not become ready ({str(error).splitlines()[-1][:300]}).",
+            where="penchant serve",
+            fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve.",
+        ) from error
+    return RunningService(f"http://{host}:{port}")
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"It cannot listen there ({error.strerror}).", where=f"{host}:{port}", fix="Give another --port."
+            ) from None
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            if urllib.request.urlopen(f"{url}/readyz", timeout=5).status == 200:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"{url}/readyz did not answer 200 in {_READY_SECONDS:.0f} s")

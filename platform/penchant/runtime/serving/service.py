@@ -1,0 +1,170 @@
+"""What the endpoints do: between the store, which knows users, and the replicas, which know the bundle.
+
+Every request asks the store first; one that the store has acknowledged is never lost. The replicas are asked once, or twice where
+a new bundle has not seen the user's comparisons yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from penchant.errors import PenchantError, StoreError
+from penchant.runtime.serving.config import ServiceSettings
+from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest
+from penchant.runtime.serving.measures import Measures
+from penchant.scoring.model import Personalisation, TextComparison
+from penchant.scoring.questions import Question
+from penchant.store import Choice, UserRecord, UserStore
+
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+class Busy(PenchantError, RuntimeError):
+    """All replicas have as much to do as they may."""
+
+
+class Unavailable(PenchantError, RuntimeError):
+    """No replica can answer just now."""
+
+
+class Scorer(Protocol):
+    """The replicas, as the API sees them.
+
+    Each method raises `Busy` where the queue is full, and `Unavailable` where there is no replica.
+    """
+
+    async def score(self, request: ScoreRequest) -> ScoreAnswer:
+        """See `ScoringEngine.score`."""
+
+    async def onboard(self, before: Knowledge, choices: Sequence[TextComparison], new: int) -> Onboarding:
+        """See `ScoringEngine.onboard`."""
+
+    async def question(self, choices: Sequence[TextComparison]) -> tuple[str, Question | None]:
+        """The bundle, and see `ScoringEngine.question`."""
+
+    async def place(self, known: Knowledge) -> Place | None:
+        """See `ScoringEngine.place`."""
+
+    async def describe(self) -> dict[str, Any]:
+        """See `ScoringEngine.describe`."""
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """Comparisons that are stored."""
+
+    version: int
+    comparisons: int
+    personalisation: Personalisation
+    bundle: str | None
+    replayed: bool
+
+
+class Service:
+    """The endpoints' work.
+
+    Args:
+        settings: Tenant and limits.
+        store: The user store.
+        scorer: The replicas.
+        measures: What is counted.
+    """
+
+    def __init__(self, settings: ServiceSettings, store: UserStore, scorer: Scorer, measures: Measures) -> None:
+        self.settings, self.store, self.scorer, self.measures = settings, store, scorer, measures
+
+    async def score(self, tenant: str, user: str, prompt: str, responses: Sequence[str]) -> ScoreAnswer:
+        """A user's scores of responses; nobody's where the user id is empty."""
+        known, version = await self._knowledge(tenant, user)
+        request = ScoreRequest(known, prompt, tuple(responses))
+        answer = await self.scorer.score(request)
+        if answer.needs_choices:
+            choices = await self._choices(tenant, user)
+            answer = await self.scorer.score(ScoreRequest(_with_choices(known, choices), prompt, tuple(responses)))
+            if answer.fresh is not None:
+                await self._keep(tenant, user, version, answer.bundle, answer.fresh)
+        self.measures.scored(answer.personalisation, len(responses))
+        return answer
+
+    async def add(
+        self, tenant: str, user: str, choices: Sequence[TextComparison], *, idempotency_key: str | None
+    ) -> Acknowledged:
+        """Stores comparisons, and then onboards the user with them.
+
+        Once they are stored they are acknowledged, whether or not a replica can be asked.
+        """
+        before, _ = await self._knowledge(tenant, user)
+        rows = [Choice(choice.prompt, choice.chosen, choice.rejected) for choice in choices]
+        receipt = await _in_thread(lambda: self.store.add(tenant, user, rows, idempotency_key=idempotency_key))
+        personalisation: Personalisation = "unknown"
+        bundle: str | None = None
+        try:
+            stored = await self._choices(tenant, user)
+            onboarded = await self.scorer.onboard(before, stored, min(len(choices), len(stored)))
+            personalisation, bundle = onboarded.personalisation, onboarded.bundle
+            await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
+            if not receipt.replayed:
+                self.measures.onboarded(agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
+        except (Busy, Unavailable, StoreError) as error:
+            log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
+        return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed)
+
+    async def question(self, tenant: str, user: str) -> tuple[str, Question | None]:
+        """The bundle, and the comparison to ask a user next; None where all have been answered."""
+        return await self.scorer.question(await self._choices(tenant, user))
+
+    async def user(self, tenant: str, user: str) -> tuple[Place, UserRecord | None]:
+        """Who a user is."""
+        known, version = await self._knowledge(tenant, user)
+        place = await self.scorer.place(known)
+        if place is None:
+            choices = await self._choices(tenant, user)
+            onboarded = await self.scorer.onboard(known, choices, 0)
+            await self._keep(tenant, user, version, onboarded.bundle, onboarded.embedding)
+            place = await self.scorer.place(_with_choices(known, choices))
+            assert place is not None
+        return place, await _in_thread(lambda: self.store.user(tenant, user))
+
+    async def forget(self, tenant: str, user: str) -> int:
+        """Deletes all that is stored of a user, and takes them out of the bundle's users; returns how many comparisons went.
+
+        Of a user of the bundle's tenant a hash is kept, by which the bundle's embedding of them stays unused.
+        """
+        own = tenant == self.settings.tenant
+        return await _in_thread(lambda: self.store.forget(tenant, user, remember=own))
+
+    async def _knowledge(self, tenant: str, user: str) -> tuple[Knowledge, int]:
+        """What the store knows, and its version (0 for nothing)."""
+
+        def read() -> tuple[Knowledge, int]:
+            record = self.store.user(tenant, user) if user else None
+            own = tenant == self.settings.tenant and bool(user)
+            if record is None:
+                return Knowledge(user, may_be_seen=own), 0
+            embeddings = self.store.embeddings(tenant, user, version=record.version) if record.comparisons else {}
+            known = Knowledge(user, own and not record.forgotten, record.comparisons, embeddings)
+            return known, record.version
+
+        return await _in_thread(read)
+
+    async def _choices(self, tenant: str, user: str) -> tuple[TextComparison, ...]:
+        limit = self.settings.limits.comparisons_per_user
+        rows = await _in_thread(lambda: self.store.comparisons(tenant, user, limit=limit))
+        return tuple(TextComparison(row.prompt, row.chosen, row.rejected) for row in rows)
+
+    async def _keep(self, tenant: str, user: str, version: int, bundle: str, embedding: Any) -> None:
+        await _in_thread(lambda: self.store.save_embedding(tenant, user, version=version, bundle=bundle, embedding=embedding))
+
+
+def _with_choices(known: Knowledge, choices: tuple[TextComparison, ...]) -> Knowledge:
+    return Knowledge(known.user, known.may_be_seen, len(choices), known.embeddings, choices)
+
+
+async def _in_thread(work: Callable[[], ResultT]) -> ResultT:
+    """The store blocks, so it is asked in a thread."""
+    return await asyncio.to_thread(work)

@@ -1,0 +1,86 @@
+"""What goes into the user store and what comes out. Every instant has a time zone: UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Scope = Literal["score", "onboard", "admin"]
+"""What a key allows."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of a user: `chosen` over `rejected`, two responses to `prompt`."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class StoredComparison(Choice):
+    """A choice, and when it was stored."""
+
+    created: datetime
+
+
+@dataclass(frozen=True)
+class ExportedComparison(StoredComparison):
+    """A stored comparison, and whose it is."""
+
+    tenant: str
+    user: str
+
+
+@dataclass(frozen=True)
+class UserRecord:
+    """What is known of a user, but for the comparisons themselves."""
+
+    tenant: str
+    user: str
+    version: int
+    """Of the user's state: never used again for another state or user, not even after a deletion."""
+    comparisons: int
+    forgotten: bool
+    """Whether the user was once deleted and has to stay unknown to a bundle that was trained on them."""
+    created: datetime
+    updated: datetime
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Comparisons are stored: it is given only after the commit."""
+
+    version: int
+    comparisons: int
+    """How many comparisons the user had after these."""
+    replayed: bool
+    """Whether an earlier request with the same idempotency key had stored them already."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much is stored."""
+
+    users: int
+    """Users with a comparison at least."""
+    comparisons: int
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """A key to the service, without its secret."""
+
+    id: int
+    tenant: str
+    scopes: tuple[Scope, ...]
+    name: str
+    created: datetime
+    expires: datetime | None
+    revoked: datetime | None
+
+    def valid(self, now: datetime) -> bool:
+        """Whether the key opens anything at this instant (which needs a time zone)."""
+        return self.revoked is None and (self.expires is None or now < self.expires)

@@ -1,0 +1,162 @@
+"""The service as a stranger starts it: `penchant serve` in its own process, over HTTP, with real clients and a real browser."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from penchant.client import Client, Comparison
+
+pytestmark = pytest.mark.e2e
+
+CHOICE = Comparison("Explain tides.", chosen="Step one: look up.", rejected="What a lovely question, dear reader!")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Served:
+    """`penchant serve`, running."""
+
+    def __init__(self, bundle, folder):
+        self.port, self.log = free_port(), folder / "serve.log"
+        self.url = f"http://127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "penchant.cli", "serve", "--bundle", str(bundle), "--port", str(self.port)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--store", f"sqlite:///{folder}/users.db", "scorer.num_cpus=0.5", "scorer.max_replicas=1"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=os.environ | {"COLUMNS": "200"},
+            )
+        deadline = time.monotonic() + 150
+        while not (found := re.search(r"^key: (\S+)$", self.log.read_text(), re.M)):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+        self.key = found[1]
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def served(bundle, folder):
+    served = Served(bundle[0], folder)
+    yield served
+    if served.process.poll() is None:
+        served.stop()
+
+
+def test_the_printed_line_works_and_the_service_is_ready(served):
+    log = served.log.read_text()
+    assert httpx.get(f"{served.url}/readyz").text == "ready\n"
+    line = re.search(r"try:  (curl .*)$", log, re.M)[1].replace("--json", "-H 'content-type: application/json' -d")
+    answer = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout
+    assert '"personalisation":"seen"' in answer
+    assert "127.0.0.1" in log
+
+
+def test_a_new_user_is_onboarded_over_http_and_odd_ids_pass_the_proxy(served):
+    with Client(served.url, served.key) as client:
+        for user in ("ana", "a/b %2F ü"):
+            assert client.score(user, "Explain tides.", ["One.", "Two."]).personalisation == "unknown"
+            assert client.next_comparison(user) is not None
+            stored = client.add_comparisons(user, [CHOICE])
+            assert (stored.comparisons, stored.personalisation) == (1, "onboarded")
+            assert client.score(user, "Explain tides.", ["One.", "Two."]).personalisation == "onboarded"
+        assert client.forget("a/b %2F ü") == 1
+        assert client.user("a/b %2F ü").personalisation == "unknown"
+
+
+def test_coheres_own_client_ranks_for_a_user(served):
+    import cohere
+
+    client = cohere.ClientV2(api_key=served.key, base_url=served.url)
+    documents = ["Step one: begin.", "What a lovely question, dear reader!", "Be careful."]
+    answer = client.rerank(
+        model="any",
+        query="Explain tides.",
+        documents=documents,
+        top_n=2,
+        request_options={"additional_body_parameters": {"user": "user-0001"}},
+    )
+    assert len(answer.results) == 2
+    with Client(served.url, served.key) as own:
+        scores = own.score("user-0001", "Explain tides.", documents).scores
+    assert answer.results[0].index == max(range(3), key=lambda row: scores[row])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_the_page_learns_from_answers_in_a_real_browser(served):
+    from playwright.sync_api import expect, sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        troubles = []
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(f"{served.url}/#key={served.key}")
+        expect(page.locator("#status")).to_have_attribute("data-personalisation", "unknown", timeout=20_000)
+        assert "key" not in page.url
+        for count in (1, 2):
+            expect(page.locator("#choose-a")).to_have_attribute("aria-disabled", "false", timeout=20_000)
+            page.locator("#choose-a").click() if count == 1 else page.keyboard.press("b")
+            expect(page.locator("#status")).to_have_attribute("data-answers", str(count), timeout=20_000)
+        expect(page.locator("#status")).to_have_attribute("data-personalisation", "onboarded")
+        everyone, own = (page.locator(f"#{name} li").count() for name in ("everyone", "you"))
+        assert everyone == own > 0
+        if shots := os.environ.get("PENCHANT_SHOTS"):
+            page.screenshot(path=f"{shots}/playground.png")
+        browser.close()
+    assert not troubles
+
+
+def test_it_stops_cleanly_and_what_was_acknowledged_is_there_after_a_restart(served, bundle, folder):
+    assert served.stop() == 0, served.log.read_text()
+    assert "Stopping." in served.log.read_text()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{served.url}/healthz")
+    again = Served(bundle[0], folder)
+    try:
+        with Client(again.url, again.key) as client:
+            known = client.user("ana")
+            assert (known.comparisons, known.personalisation) == (1, "onboarded")
+    finally:
+        assert again.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bundle", "nowhere"], "nowhere"),
+        (["--bundle", "BUNDLE", "scorer.replicas=2"], "scorer"),
+        (["--bundle", "BUNDLE", "--store", "mysql://localhost/x"], "mysql"),
+    ],
+)
+def test_bad_arguments_say_what_before_anything_starts(bundle, tmp_path, arguments, words):
+    chosen = [str(bundle[0]) if argument == "BUNDLE" else argument for argument in arguments]
+    command = [sys.executable, "-m", "penchant.cli", "serve", *chosen]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert "error" in ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,248 @@
+"""The endpoints as a client sees them."""
+
+import datetime
+import json
+
+import pytest
+
+from penchant.errors import StoreError
+from penchant.runtime.serving.service import Busy, Unavailable
+
+CHOICE = ("Explain tides.", "Step one: look up. Step two: wait.", "What a lovely question, dear reader!")
+
+
+def problem(answer, status):
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"type", "message", "where", "fix"}
+    assert error["message"].endswith((".", ")"))
+    return error
+
+
+def test_a_seen_user_has_scores_of_their_own_and_an_unknown_one_uniform_ones(running, engine):
+    seen = running.score("user-0001").json()
+    assert seen["personalisation"] == "seen"
+    assert seen["bundle"] == engine.bundle
+    assert [item["index"] for item in seen["scores"]] == [0, 1]
+    expected = engine.model.score("user-0001", "Explain tides.", ["Step one: begin.", "Have a lovely day, dear reader."])
+    assert [item["score"] for item in seen["scores"]] == pytest.approx(expected.score, abs=1e-5)
+    unknown = running.score("nobody").json()
+    assert unknown["personalisation"] == "unknown"
+    assert all(item["score"] == item["uniform"] for item in unknown["scores"])
+    assert [item["uniform"] for item in unknown["scores"]] == [item["uniform"] for item in seen["scores"]]
+
+
+def test_one_comparison_personalises_and_deletion_ends_it(running):
+    before = running.score("ana").json()
+    stored = running.choose("ana", CHOICE).json()
+    assert stored == {"user": "ana", "version": 1, "comparisons": 1, "personalisation": "onboarded", "bundle": before["bundle"]}
+    after = running.score("ana").json()
+    assert after["personalisation"] == "onboarded"
+    assert [item["score"] for item in after["scores"]] != [item["score"] for item in before["scores"]]
+    known = running.http.get("/v1/users/ana").json()
+    assert (known["comparisons"], known["version"], known["personalisation"]) == (1, 1, "onboarded")
+    assert len(known["position"]) == 2
+    assert running.http.delete("/v1/users/ana").json() == {"user": "ana", "comparisons": 1}
+    assert running.score("ana").json()["scores"] == before["scores"]
+    assert running.http.get("/v1/users/ana").json()["position"] is None
+
+
+def test_an_onboarded_user_is_embedded_once_and_again_only_under_a_new_bundle(running, engine):
+    running.choose("bo", CHOICE)
+    running.scorer.calls.clear()
+    first = running.score("bo").json()
+    assert running.scorer.calls == ["score"], "the store has the embedding"
+    # Under a bundle that has never heard of the user, the comparisons are replayed, once.
+    name, engine.bundle = engine.bundle, "another"
+    try:
+        running.scorer.calls.clear()
+        replayed = running.score("bo").json()
+        assert running.scorer.calls == ["score", "score"]
+        assert replayed["scores"] == first["scores"]
+        running.scorer.calls.clear()
+        assert running.score("bo").json()["scores"] == first["scores"]
+        assert running.scorer.calls == ["score"]
+    finally:
+        engine.bundle = name
+
+
+def test_a_seen_user_who_is_forgotten_is_unknown_and_may_come_back(running):
+    assert running.score("user-0002").json()["personalisation"] == "seen"
+    assert running.http.delete("/v1/users/user-0002").status_code == 200
+    assert running.score("user-0002").json()["personalisation"] == "unknown"
+    running.choose("user-0002", CHOICE)
+    assert running.score("user-0002").json()["personalisation"] == "onboarded"
+
+
+def test_the_same_idempotency_key_stores_once_and_another_body_is_refused(running):
+    headers = {"Idempotency-Key": "k-1"}
+    first = running.choose("cy", CHOICE, headers=headers)
+    again = running.choose("cy", CHOICE, headers=headers)
+    assert again.json() == first.json()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert running.http.get("/v1/users/cy").json()["comparisons"] == 1
+    other = running.choose("cy", ("Another prompt.", "a", "b"), headers=headers)
+    assert problem(other, 422)["where"] == "Idempotency-Key"
+
+
+def test_what_is_stored_is_acknowledged_though_no_replica_answers(running):
+    running.scorer.trouble = Unavailable("No replica could answer.")
+    # What is known of the user is read before, from the store alone.
+    stored = running.choose("di", CHOICE)
+    assert stored.status_code == 200
+    assert stored.json()["personalisation"] == "unknown"
+    assert problem(running.score("di"), 503)["type"] == "unavailable"
+    assert running.score("di").headers["Retry-After"]
+    running.scorer.trouble = None
+    assert running.score("di").json()["personalisation"] == "onboarded"
+
+
+def test_next_comparison_asks_what_has_not_been_answered(running):
+    asked = set()
+    for _ in range(4):
+        question = running.http.get("/v1/users/el/next-comparison").json()
+        pair = (question["prompt"], *sorted(question["responses"]))
+        assert pair not in asked
+        assert 0 <= question["bits"] <= 1
+        asked.add(pair)
+        running.choose("el", (question["prompt"], *question["responses"]))
+
+
+def test_rerank_takes_the_published_requests_of_cohere_and_jina(running):
+    documents = ["Step one: begin.", "Have a lovely day, dear reader.", "Be careful: it is dangerous."]
+    cohere = {"model": "rerank-v3.5", "query": "Explain tides.", "documents": documents, "top_n": 2, "max_tokens_per_doc": 4096}
+    jina = {"model": "jina-reranker-v2", "query": "Explain tides.", "documents": [{"text": text} for text in documents]}
+    for path in ("/v1/rerank", "/v2/rerank"):
+        uniform = running.http.post(path, json=cohere).json()
+        assert len(uniform["results"]) == 2
+        assert uniform["meta"]["personalisation"] == "unknown"
+        own = running.http.post(path, json=jina | {"user": "user-0001", "return_documents": True}).json()
+        relevance = [result["relevance_score"] for result in own["results"]]
+        assert relevance == sorted(relevance, reverse=True)
+        assert all(0 < value < 1 for value in relevance)
+        scores = running.score("user-0001", documents).json()["scores"]
+        assert [result["index"] for result in own["results"]] == sorted(range(3), key=lambda row: -scores[row]["score"])
+        assert own["results"][0]["document"]["text"] == documents[own["results"][0]["index"]]
+
+
+@pytest.mark.parametrize(
+    "user", ["a/b", "../../etc/passwd", "100%", "a b", "mañana 🙂", "عربى", "' OR 1=1 --", "next-comparison"]
+)
+def test_any_readable_id_is_a_user(running, user):
+    from urllib.parse import quote
+
+    path = quote(user, safe="")
+    assert running.choose(path, CHOICE).json()["user"] == user
+    assert running.http.get(f"/v1/users/{path}").json()["comparisons"] == 1
+    assert running.score(user).json()["personalisation"] == "onboarded"
+    assert running.http.delete(f"/v1/users/{path}").json()["comparisons"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "where"),
+    [
+        ({}, 422, "body.user"),
+        ({"user": "a", "prompt": "p", "responses": []}, 422, "body.responses"),
+        ({"user": "a", "prompt": " ", "responses": ["x"]}, 422, "body.prompt"),
+        ({"user": "a", "prompt": "p", "responses": ["x", None]}, 422, "body.responses.1"),
+        ({"user": "a", "prompt": "p", "responses": ["x\x00"]}, 422, "body.responses.0"),
+        ({"user": "a", "prompt": "p", "responses": ["x"] * 9}, 413, "body.responses"),
+        ({"user": "a", "prompt": "p", "responses": ["x" * 2001]}, 413, "body.responses.0"),
+        ({"user": "a", "prompt": "p", "responses": ["x"], "extra": 1}, 422, "body.extra"),
+        ({"user": "a" * 257, "prompt": "p", "responses": ["x"]}, 422, "body.user"),
+        ({"user": "a", "prompt": "p", "responses": ["x" * 2000] * 11}, 413, "body"),
+    ],
+)
+def test_bad_requests_say_what_and_where(running, body, status, where):
+    assert problem(running.http.post("/v1/score", json=body), status)["where"] == where
+
+
+@pytest.mark.parametrize("text", [b'"\\ud800"', b'"a\\u0000"'])
+def test_half_a_surrogate_and_nul_are_refused(running, text):
+    body = b'{"user": "a", "prompt": "p", "responses": [' + text + b"]}"
+    answer = running.http.post("/v1/score", content=body, headers={"content-type": "application/json"})
+    assert problem(answer, 422)["where"] == "body.responses.0"
+
+
+def test_chosen_and_rejected_must_differ(running):
+    error = problem(running.choose("x", ("p", "same", "same")), 422)
+    assert error["where"] == "body.comparisons.0"
+    assert "same text" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/users/%00", "/v1/users/%ff", f"/v1/users/{'a' * 257}", "/v1/users/%20"])
+def test_ids_that_cannot_be_stored_are_refused(running, path):
+    assert problem(running.http.get(path), 422)["where"] == "path.user"
+
+
+def test_keys_are_needed_and_have_scopes_and_ends(running):
+    def refused(key, status, path="/v1/users/a", method="GET"):
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {"Authorization": ""}
+        return problem(running.http.request(method, path, headers=headers), status)
+
+    assert refused(None, 401)["where"] == "Authorization"
+    assert "not known" in refused("penchant_nothing", 401)["message"]
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1)
+    assert "expired" in refused(running.key("admin", expires=past), 401)["message"]
+    record, secret = running.store.create_key("default", ["score"], name="", expires=None)
+    assert "score" in refused(secret, 403, method="DELETE")["message"]
+    running.store.revoke_key(record.id)
+    assert "revoked" in refused(secret, 401)["message"]
+
+
+def test_a_tenant_sees_its_own_users_alone(running):
+    running.choose("fay", CHOICE)
+    headers = {"Authorization": f"Bearer {running.key('score', 'onboard', 'admin', tenant='other')}"}
+    assert running.score("fay", headers=headers).json()["personalisation"] == "unknown"
+    assert running.score("user-0001", headers=headers).json()["personalisation"] == "unknown", "the bundle is of another tenant"
+    assert running.http.delete("/v1/users/fay", headers=headers).json()["comparisons"] == 0
+    assert running.score("fay").json()["personalisation"] == "onboarded"
+    assert all("user" not in point for point in running.http.get("/v1/bundle", headers=headers).json()["map"])
+
+
+def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(running, monkeypatch):
+    running.scorer.trouble = Busy("Too many requests are waiting.")
+    answer = running.score("user-0001")
+    assert problem(answer, 429)["type"] == "busy"
+    assert int(answer.headers["Retry-After"]) >= 1
+    running.scorer.trouble = None
+
+    def gone(*arguments, **named):
+        raise StoreError("The database does not answer.", where="store", fix="Try again.")
+
+    monkeypatch.setattr(running.store, "user", gone)
+    answer = running.score("user-0001")
+    assert problem(answer, 503)["type"] == "unavailable"
+    assert answer.headers["Retry-After"]
+
+
+def test_a_fault_of_ours_is_no_traceback(running, monkeypatch):
+    monkeypatch.setattr(running.service, "score", lambda *arguments: 1 / 0)
+    error = problem(running.score("user-0001"), 500)
+    assert "division" not in json.dumps(error)
+
+
+def test_probes_metrics_and_the_log_hold_no_texts_ids_or_keys(running, caplog):
+    caplog.set_level("INFO", logger="penchant")
+    running.choose("gus-the-secret", CHOICE)
+    running.score("gus-the-secret")
+    assert running.http.get("/healthz").text == "ok\n"
+    assert running.http.get("/readyz").text == "ready\n"
+    metrics = running.http.get("/metrics").text
+    assert 'penchant_score_requests_total{personalisation="onboarded"} 1.0' in metrics
+    assert "penchant_new_comparisons_total 1.0" in metrics
+    assert 'endpoint="/v1/users/{user}/comparisons",status="200"' in metrics.replace('le="0.002",', "")
+    everything = metrics + caplog.text
+    assert "gus-the-secret" not in everything
+    assert "Step one" not in everything
+    assert running.http.headers["Authorization"][7:] not in everything
+    assert '"endpoint": "/v1/score", "status": 200' in caplog.text
+
+
+def test_the_openapi_names_every_endpoint_with_its_refusals(running):
+    described = running.http.get("/openapi.json").json()
+    paths = described["paths"]
+    assert {"/v1/score", "/v1/rerank", "/v1/users/{user}", "/v1/users/{user}/comparisons", "/healthz"} <= set(paths)
+    assert set(paths["/v1/score"]["post"]["responses"]) >= {"200", "401", "403", "413", "422", "429", "503"}
+    assert paths["/v1/score"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/Failure")
+    assert described["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
