@@ -161,6 +161,7 @@ def demo(
         markup=False,
         soft_wrap=True,
     )
+    console.print(f"Serve it, with a page to try it on:\n  penchant serve --bundle {out}/bundle", markup=False, soft_wrap=True)
 
 
 def _show_two_users(stages: Any) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from penchant import __version__
 from penchant.runtime.serving.config import ServiceSettings
+from penchant.runtime.serving.engine import Knowledge
 from penchant.runtime.serving.failures import Refusal, handle_failures
 from penchant.runtime.serving.gate import Gate
 from penchant.runtime.serving.schemas import (
@@ -237,7 +238,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     async def readyz() -> str:
         """Whether a request would be answered: the store takes writes, and a replica answers."""
         await asyncio.to_thread(service.store.check)
-        await service.scorer.describe()
+        await service.scorer.place(Knowledge(""))
         return "ready\n"
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
