@@ -53,7 +53,6 @@ def serve(
     from penchant.artifacts import Manifest
     from penchant.config import load_settings
     from penchant.runtime.serving.config import ServiceSettings
-    from penchant.runtime.serving.running import run_service
     from penchant.store import UserStore
 
     if store is None and not any(value.startswith("store=") for value in overrides or []) and config is None:
@@ -67,6 +66,8 @@ def serve(
     _, secret = users.create_key(settings.tenant, ["score", "onboard", "admin"], name="penchant serve", expires=expires)
     users.close()
     with console.status("Starting"):
+        from penchant.runtime.serving.running import run_service  # brings torch and Ray: after everything that can be refused
+
         service = run_service(settings, host=host, port=port, address=address)
     # What stops a service in a container is SIGTERM, which should be as clean as Ctrl-C. Ray has set a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
