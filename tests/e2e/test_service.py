@@ -131,6 +131,8 @@ def test_the_page_learns_from_answers_in_a_real_browser(served):
 
 
 def test_it_stops_cleanly_and_what_was_acknowledged_is_there_after_a_restart(served, bundle, folder):
+    with Client(served.url, served.key) as client:
+        client.add_comparisons("kept", [CHOICE])
     assert served.stop() == 0, served.log.read_text()
     assert "Stopping." in served.log.read_text()
     with pytest.raises(httpx.ConnectError):
@@ -138,7 +140,7 @@ def test_it_stops_cleanly_and_what_was_acknowledged_is_there_after_a_restart(ser
     again = Served(bundle[0], folder)
     try:
         with Client(again.url, again.key) as client:
-            known = client.user("ana")
+            known = client.user("kept")
             assert (known.comparisons, known.personalisation) == (1, "onboarded")
     finally:
         assert again.stop() == 0
