@@ -68,7 +68,7 @@ def served(bundle, folder):
 def test_the_printed_line_works_and_the_service_is_ready(served):
     log = served.log.read_text()
     assert httpx.get(f"{served.url}/readyz").text == "ready\n"
-    line = re.search(r"try:  (curl .*)$", log, re.M)[1].replace("--json", "-H 'content-type: application/json' -d")
+    line = re.search(r"try:  (curl .*)$", log, re.M)[1]
     answer = subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout
     assert '"personalisation":"seen"' in answer
     assert "127.0.0.1" in log

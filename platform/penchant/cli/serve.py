@@ -60,11 +60,7 @@ def serve(
     chosen = [f"bundle={bundle.resolve()}", *([f"store={_absolute(store)}"] if store else [])]
     settings = load_settings(ServiceSettings, config, [*(overrides or []), *chosen])
     manifest = Manifest.read(bundle, verify=True)
-    users = UserStore.open(settings.store)
-    # A key of its own for every start: secrets are stored hashed, so an old one cannot be printed again.
-    expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=7)
-    _, secret = users.create_key(settings.tenant, ["score", "onboard", "admin"], name="penchant serve", expires=expires)
-    users.close()
+    UserStore.open(settings.store).close()
     with console.status("Starting"):
         from penchant.runtime.serving.running import run_service  # brings torch and Ray: after everything that can be refused
 
@@ -72,7 +68,7 @@ def serve(
     # What stops a service in a container is SIGTERM, which should be as clean as Ctrl-C. Ray has set a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _print_welcome(f"http://{host}:{port}", secret, manifest.name, settings.store)
+        _print_welcome(service.url, _new_key(settings), manifest.name, settings.store)
         service.wait()
     except KeyboardInterrupt:
         console.print("Stopping.")
@@ -80,9 +76,21 @@ def serve(
         service.stop()
 
 
+def _new_key(settings: Any) -> str:
+    from penchant.store import UserStore
+
+    # A key of its own for every start: secrets are stored hashed, so an old one cannot be printed again.
+    expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=7)
+    users = UserStore.open(settings.store)
+    _, secret = users.create_key(settings.tenant, ["score", "onboard", "admin"], name="penchant serve", expires=expires)
+    users.close()
+    return secret
+
+
 def _print_welcome(url: str, secret: str, bundle: str, store: str) -> None:
     body = '{"user": "user-0001", "prompt": "Explain tides.", "responses": ["The moon pulls on the sea.", "Step one: look up."]}'
-    curl = f"curl -s {url}/v1/score -H {shlex.quote(f'Authorization: Bearer {secret}')} --json {shlex.quote(body)}"
+    headers = (f"Authorization: Bearer {secret}", "content-type: application/json")
+    curl = shlex.join(["curl", "-s", f"{url}/v1/score", *(part for header in headers for part in ("-H", header)), "-d", body])
     lines = [
         f"Bundle {bundle} at {url}; users in {without_password(store)}",
         f"key: {secret}",

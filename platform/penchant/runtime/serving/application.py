@@ -141,9 +141,6 @@ class ApiReplica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self.service)
 
-    def check_health(self) -> None:
-        """Ray Serve replaces the replica when this raises; a store that is gone for a while is no reason to."""
-
 
 def _log_with_serve() -> None:
     """What the library logs goes where Serve's own lines of this replica go."""

@@ -7,7 +7,7 @@ where there is none yet (a new bundle), the user's comparisons.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -140,14 +140,16 @@ class ScoringEngine:
             before: What was known before the newest `new` of them.
         """
         embedding = self.model.embed_choices({before.user: choices})[before.user]
-        user = self._recall(before)
-        personalisation: Personalisation = "seen" if user is not None and user.personalisation == "seen" else "onboarded"
-        return Onboarding(self.bundle, personalisation, embedding.numpy(), self._agreed(user, choices[len(choices) - new :]))
+        earlier, newest = tuple(choices[: len(choices) - new]), choices[len(choices) - new :]
+        # Under a new bundle the earlier comparisons are replayed: the new ones are held against what those would have given.
+        (user,), _ = self._resolve([replace(before, comparisons=len(earlier), choices=earlier)])
+        assert user is not None
+        personalisation: Personalisation = "seen" if user.personalisation == "seen" else "onboarded"
+        return Onboarding(self.bundle, personalisation, embedding.numpy(), self._agreed(user, newest))
 
-    def _agreed(self, user: ResolvedUser | None, choices: Sequence[TextComparison]) -> float:
+    def _agreed(self, user: ResolvedUser, choices: Sequence[TextComparison]) -> float:
         texts = [(choice.prompt, text) for choice in choices for text in (choice.chosen, choice.rejected)]
-        asked = user or ResolvedUser("", "unknown", None)
-        score, _ = self.model.score_texts([asked], np.zeros(len(texts), dtype=np.int64), texts)
+        score, _ = self.model.score_texts([user], np.zeros(len(texts), dtype=np.int64), texts)
         margin = score[0::2] - score[1::2]
         return float((margin > 0).sum() + 0.5 * (margin == 0).sum())
 
@@ -182,8 +184,3 @@ class ScoringEngine:
             "map": [{"user": str(parts.user_ids[row]), "x": x, "y": y} for row, (x, y) in zip(shown, plane, strict=True)],
             "examples": [{"prompt": prompt, "responses": texts} for prompt, texts in prompts.items()],
         }
-
-    def memory(self) -> dict[str, int]:
-        """Look-ups of encoded texts so far that were answered from memory, and that were not."""
-        caches = self.model.texts.remembered.values()
-        return {"hits": sum(cache.hits for cache in caches), "misses": sum(cache.misses for cache in caches)}

@@ -29,7 +29,6 @@ class Measures:
         self._onboardings = counter("onboardings", "Times a user was onboarded")
         self._compared = counter("new_comparisons", "New comparisons that the scores were held against")
         self._agreed = counter("new_comparisons_agreed", "New comparisons that the scores had right before they were known")
-        self._refused = counter("refused", "Requests refused, by why", "type")
 
     def began(self) -> None:
         """A request came in."""
@@ -50,10 +49,6 @@ class Measures:
         self._onboardings.inc()
         self._compared.inc(comparisons)
         self._agreed.inc(agreed)
-
-    def refused(self, kind: str) -> None:
-        """A request was refused."""
-        self._refused.labels(kind).inc()
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

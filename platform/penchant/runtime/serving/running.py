@@ -12,6 +12,7 @@ import urllib.request
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
 from penchant.errors import ConfigError, TrainingError
@@ -38,7 +39,7 @@ class RunningService:
     def stop(self) -> None:
         """Stops answering, lets requests in work end, and gives the machine back."""
         self._stopped.set()
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(RayError):  # it is gone already
             serve.shutdown()
         ray.shutdown()
 
@@ -52,12 +53,13 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
     """
     if address is None:
         _check_free(host, port)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     start_ray(address)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
     try:
         serve.run(build(settings), name=_NAME, route_prefix="/")
-        _wait_until_ready(f"http://{host}:{port}")
+        _wait_until_ready(url)
     except (RuntimeError, TimeoutError) as error:
         serve.shutdown()
         raise TrainingError(
@@ -65,7 +67,7 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
             where="penchant serve",
             fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve.",
         ) from error
-    return RunningService(f"http://{host}:{port}")
+    return RunningService(url)
 
 
 def _check_free(host: str, port: int) -> None:

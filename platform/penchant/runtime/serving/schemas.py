@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-UserId = str
+Personalisation = Literal["seen", "onboarded", "unknown"]
 
 
 def _readable(text: str) -> str:
@@ -86,7 +86,7 @@ class ScoreResult(_Answer):
     """Scores, in the order of the request."""
 
     user: str
-    personalisation: Literal["seen", "onboarded", "unknown"]
+    personalisation: Personalisation
     """`unknown`: the scores are uniform ones."""
     bundle: str
     """The bundle that answered."""
@@ -193,7 +193,7 @@ class Stored(_Answer):
     """Of what is known about the user; grows with every change."""
     comparisons: int
     """How many there are now."""
-    personalisation: Literal["seen", "onboarded", "unknown"]
+    personalisation: Personalisation
     """`unknown` where the choices are stored and the model could not be asked just now: the next score will use them."""
     bundle: str | None
     """The bundle that onboarded the user, or None."""
@@ -203,7 +203,7 @@ class UserResult(_Answer):
     """What is known of a user."""
 
     user: str
-    personalisation: Literal["seen", "onboarded", "unknown"]
+    personalisation: Personalisation
     version: int
     """0 where nothing is stored."""
     comparisons: int

@@ -80,14 +80,14 @@ class Service:
 
     async def score(self, tenant: str, user: str, prompt: str, responses: Sequence[str]) -> ScoreAnswer:
         """A user's scores of responses; nobody's where the user id is empty."""
-        known, version = await self._knowledge(tenant, user)
+        known, record = await self._knowledge(tenant, user)
         request = ScoreRequest(known, prompt, tuple(responses))
         answer = await self.scorer.score(request)
         if answer.needs_choices:
             choices = await self._choices(tenant, user)
             answer = await self.scorer.score(ScoreRequest(_with_choices(known, choices), prompt, tuple(responses)))
-            if answer.fresh is not None:
-                await self._keep(tenant, user, version, answer.bundle, answer.fresh)
+            if answer.fresh is not None and record is not None:
+                await self._keep(tenant, user, record.version, answer.bundle, answer.fresh)
         self.measures.scored(answer.personalisation, len(responses))
         return answer
 
@@ -120,15 +120,12 @@ class Service:
 
     async def user(self, tenant: str, user: str) -> tuple[Place, UserRecord | None]:
         """Who a user is."""
-        known, version = await self._knowledge(tenant, user)
+        known, record = await self._knowledge(tenant, user)
         place = await self.scorer.place(known)
         if place is None:
-            choices = await self._choices(tenant, user)
-            onboarded = await self.scorer.onboard(known, choices, 0)
-            await self._keep(tenant, user, version, onboarded.bundle, onboarded.embedding)
-            place = await self.scorer.place(_with_choices(known, choices))
+            place = await self.scorer.place(_with_choices(known, await self._choices(tenant, user)))
             assert place is not None
-        return place, await _in_thread(lambda: self.store.user(tenant, user))
+        return place, record
 
     async def forget(self, tenant: str, user: str) -> int:
         """Deletes all that is stored of a user, and takes them out of the bundle's users; returns how many comparisons went.
@@ -138,17 +135,16 @@ class Service:
         own = tenant == self.settings.tenant
         return await _in_thread(lambda: self.store.forget(tenant, user, remember=own))
 
-    async def _knowledge(self, tenant: str, user: str) -> tuple[Knowledge, int]:
-        """What the store knows, and its version (0 for nothing)."""
+    async def _knowledge(self, tenant: str, user: str) -> tuple[Knowledge, UserRecord | None]:
+        """What the store knows, as the replicas need it and as it stands there."""
 
-        def read() -> tuple[Knowledge, int]:
+        def read() -> tuple[Knowledge, UserRecord | None]:
             record = self.store.user(tenant, user) if user else None
             own = tenant == self.settings.tenant and bool(user)
             if record is None:
-                return Knowledge(user, may_be_seen=own), 0
+                return Knowledge(user, may_be_seen=own), None
             embeddings = self.store.embeddings(tenant, user, version=record.version) if record.comparisons else {}
-            known = Knowledge(user, own and not record.forgotten, record.comparisons, embeddings)
-            return known, record.version
+            return Knowledge(user, own and not record.forgotten, record.comparisons, embeddings), record
 
         return await _in_thread(read)
 
