@@ -178,7 +178,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
                 # Two renames: the old folder is whole under its hidden name until the new one stands.
                 old = temporary.with_name(temporary.name + ".old")
                 os.replace(path, old)
-                os.replace(temporary, path)
+                try:
+                    os.replace(temporary, path)
+                except BaseException:
+                    os.replace(old, path)
+                    raise
                 shutil.rmtree(old)
             else:
                 os.replace(temporary, path)
@@ -201,7 +205,7 @@ class Manifest:
     reward: dict[str, Any]
     """Settings of the reward head."""
     counts: dict[str, int]
-    """Users, responses and comparisons that it was trained on."""
+    """Users, responses and comparisons that it was trained on; and `forgotten`, where users were taken out since."""
     files: dict[str, str]
     """sha256 of every other file in the bundle, by relative path."""
     experts: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from penchant.cli.data import data_app
-from penchant.cli.serve import export, keys_app, serve
+from penchant.cli.forget import data_drop_users, forget, store_app
+from penchant.cli.serve import export, keys_app, roll, serve
 from penchant.errors import PenchantError
 
 app = typer.Typer(
@@ -31,8 +32,12 @@ bundle_app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
 app.add_typer(data_app, name="data")
 app.add_typer(bundle_app, name="bundle")
 app.add_typer(keys_app, name="keys")
+app.add_typer(store_app, name="store")
 app.command()(serve)
+app.command()(roll)
+app.command()(forget)
 data_app.command("export")(export)
+data_app.command("drop-users")(data_drop_users)
 
 _INTERRUPTED = 130  # what shells and typer say for Ctrl-C
 
@@ -75,7 +80,7 @@ def fit(
     """
     stages = _stages(data, out, config, experts, overrides, address)
     stages.fit_reward()
-    _evaluate(stages)
+    _evaluate(stages, data)
 
 
 @app.command()
@@ -130,7 +135,7 @@ def evaluate(
     address: AddressOption = None,
 ) -> None:
     """Evaluate a run's bundle on the test comparisons (training first what is not there)."""
-    _evaluate(_stages(data, out, config, experts, overrides, address))
+    _evaluate(_stages(data, out, config, experts, overrides, address), data)
 
 
 @app.command()
@@ -153,7 +158,7 @@ def demo(
     console.print(f"Planted world in {folder}: the best reachable accuracy (Bayes) is {truth['bayes_accuracy']:.1%}.")
     stages = _stages(folder, out, None, experts, overrides, address)
     stages.fit_reward()
-    _evaluate(stages, bayes_accuracy=truth["bayes_accuracy"])
+    _evaluate(stages, folder, bayes_accuracy=truth["bayes_accuracy"])
     user, prompt = _show_two_users(stages)
     console.print(
         "\nScore texts of your own:\n  penchant score --bundle "
@@ -296,10 +301,11 @@ def _stages(
         return Stages(dataset, settings, out, console, address=address)
 
 
-def _evaluate(stages: Any, bayes_accuracy: float | None = None) -> None:
+def _evaluate(stages: Any, data: Path, bayes_accuracy: float | None = None) -> None:
+    from penchant.data.answers import read_answers
     from penchant.runtime.training.evaluation_stage import evaluate as evaluate_run
 
-    metrics = evaluate_run(stages, bayes_accuracy=bayes_accuracy)
+    metrics = evaluate_run(stages, bayes_accuracy=bayes_accuracy, answerer=read_answers(data, stages.dataset))
     accuracy = metrics["accuracy"]
     # Five methods in 80 columns.
     narrow: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": 0, "pad_edge": False, "show_edge": False}
@@ -316,10 +322,11 @@ def _evaluate(stages: Any, bayes_accuracy: float | None = None) -> None:
             )
         table.add_section()
     console.print(table)
-    from penchant.evaluation.report import headline
+    from penchant.evaluation.report import headline, question_sentence
 
-    for sentence in headline(metrics):
-        console.print(sentence)
+    for sentence in (*headline(metrics), question_sentence(metrics)):
+        if sentence:
+            console.print(sentence, markup=False)
     for note in metrics["notes"]:
         console.print(f"[yellow]note[/] {escape(note)}")
     graph = metrics["graph"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
 import shlex
 import signal
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from penchant.artifacts import Manifest
 from penchant.errors import ConfigError
 
 keys_app = typer.Typer(no_args_is_help=True, help="Keys to the service: make, list, revoke.")
@@ -24,12 +24,13 @@ console = Console()
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="User store: sqlite:///path or postgresql://user@host/database.", show_default=False)
 ]
-_DEFAULT_STORE = "sqlite:///runs/service/users.db"
 
 
 def store_url(given: str | None) -> str:
     """The store that was named, or that of `PENCHANT_STORE`, or the default."""
-    return given or os.environ.get("PENCHANT_STORE") or _DEFAULT_STORE
+    from penchant.runtime.serving.config import default_store
+
+    return given or default_store()
 
 
 def serve(
@@ -43,6 +44,9 @@ def serve(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as scorer.max_replicas=2.", show_default=False),
     ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
+    haproxy: Annotated[
+        bool, typer.Option("--haproxy", help="Ray's HAProxy in front: faster, but its statistics listen on every interface.")
+    ] = False,
 ) -> None:
     """Serve a bundle: scores, rankings and onboarding over HTTP, and a page to try it on. Ctrl-C stops it.
 
@@ -50,17 +54,17 @@ def serve(
 
         penchant serve --bundle runs/demo/bundle
     """
-    from penchant.artifacts import Manifest
     from penchant.config import load_settings
     from penchant.runtime.serving.config import ServiceSettings
+    from penchant.runtime.serving.environment import prepare_environment
     from penchant.store import UserStore
 
-    if store is None and not any(value.startswith("store=") for value in overrides or []) and config is None:
-        store = store_url(None)
-    chosen = [f"bundle={bundle.resolve()}", *([f"store={_absolute(store)}"] if store else [])]
+    chosen = [f"bundle={bundle.resolve()}", *([f"store={store}"] if store else [])]
     settings = load_settings(ServiceSettings, config, [*(overrides or []), *chosen])
+    settings = settings.model_copy(update={"store": _absolute(settings.store)})
     manifest = Manifest.read(bundle, verify=True)
     UserStore.open(settings.store).close()
+    prepare_environment(haproxy=haproxy)
     with console.status("Starting"):
         from penchant.runtime.serving.running import run_service  # brings torch and Ray: after everything that can be refused
 
@@ -74,6 +78,41 @@ def serve(
         console.print("Stopping.")
     finally:
         service.stop()
+
+
+def roll(
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="The new bundle's folder.", show_default=False)] = None,
+    canary: Annotated[
+        float | None, typer.Option(help="Give it to this share of the users alone, such as 0.1.", show_default=False)
+    ] = None,
+    end_canary: Annotated[bool, typer.Option("--end-canary", help="All users have the present bundle again.")] = False,
+    address: Annotated[str, typer.Option(help="The Ray cluster that the service runs on; `auto` finds this machine's.")] = "auto",
+) -> None:
+    """Give a running service another bundle, without a request that fails. Onboarded users carry over.
+
+    The bundle has to pass its self-test first; one that does not changes nothing.
+
+    Example:
+
+        penchant roll --bundle runs/next/bundle --canary 0.1   # a tenth of the users, always the same ones
+
+        penchant roll --bundle runs/next/bundle                # everybody
+
+        penchant roll --bundle runs/demo/bundle                # back again
+    """
+    if end_canary == (bundle is not None):
+        raise ConfigError("Give --bundle or --end-canary.", where="penchant roll", fix="See --help.")
+    if canary is not None and not 0 < canary < 1:
+        raise ConfigError(f"A share lies between 0 and 1, not {canary:g}.", where="--canary", fix="Give 0.1 for a tenth.")
+    if bundle is not None:
+        Manifest.read(bundle, verify=True)
+    with console.status("Rolling"):
+        from penchant.runtime.serving.rolling import roll as roll_bundle  # brings torch and Ray
+
+        rolled = roll_bundle(bundle, canary_share=canary, address=address)
+    for name, settings in (("before", rolled.before), ("now", rolled.after)):
+        tried = f", and {settings.canary.bundle} for {settings.canary.share:.0%} of the users" if settings.canary else ""
+        console.print(f"{name}: {settings.bundle}{tried}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _new_key(settings: Any) -> str:

@@ -2,6 +2,8 @@
 
 A response shows a few attributes in its words (in steps, warm, with an example, ...). A group has a weight
 for each attribute; a user chooses the response that their group likes better, and errs with a stated probability.
+
+Shapes: R responses, A attributes, G groups.
 """
 
 from __future__ import annotations
@@ -108,6 +110,22 @@ class PlantedWorld(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class PlantedTastes:
+    """What a world's responses show and how much each group likes that, which is drawn before any user is."""
+
+    prompts: list[str]
+    shows_RA: np.ndarray
+    """1.0 where a response shows an attribute."""
+    weight_GA: np.ndarray
+    merit_R: np.ndarray
+
+    @property
+    def utility_RG(self) -> np.ndarray:
+        """How much each group likes each response."""
+        return self.shows_RA @ self.weight_GA.T + self.merit_R[:, None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlantedTruth:
     """What is true of a planted world by construction."""
@@ -128,20 +146,30 @@ def test_prompt_count(prompts: int) -> int:
     return max(1, round(0.15 * prompts))
 
 
-def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
-    """A planted data set and its truth; the same world gives the same set."""
-    random = np.random.default_rng(world.seed)
-    names = list(ATTRIBUTES)
+def tastes(world: PlantedWorld, random: np.random.Generator | None = None) -> PlantedTastes:
+    """The tastes of a world; the same world has the same.
+
+    Args:
+        random: What they are drawn from; by default what `generate` starts with.
+    """
+    random = random or np.random.default_rng(world.seed)
     prompts = [
         question.format(subject)
         for question, subject in random.permutation(list(itertools.product(_QUESTIONS, _SUBJECTS)))[: world.prompts]
     ]
-    per_prompt = world.responses_per_prompt
-    shows = (random.random((world.prompts * per_prompt, len(names))) < 0.3).astype(np.float64)
+    shows = (random.random((world.prompts * world.responses_per_prompt, len(ATTRIBUTES))) < 0.3).astype(np.float64)
     # A tie between two responses would have no right answer: every response has a small merit of its own.
     merit = random.normal(0, 0.05, len(shows))
-    weight = _weights(world, shows, merit, random)
-    pair, prefers_first = _clear_pairs(world, shows, shows @ weight.T + merit[:, None])
+    return PlantedTastes(prompts, shows, _weights(world, shows, merit, random), merit)
+
+
+def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
+    """A planted data set and its truth; the same world gives the same set."""
+    random = np.random.default_rng(world.seed)
+    taste = tastes(world, random)
+    names, per_prompt = list(ATTRIBUTES), world.responses_per_prompt
+    prompts, shows = taste.prompts, taste.shows_RA
+    pair, prefers_first = _clear_pairs(world, shows, taste.utility_RG)
     prompt_of_pair = pair[:, 0] // per_prompt
     is_test = prompt_of_pair >= world.prompts - test_prompt_count(world.prompts)
 
@@ -187,7 +215,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         bayes_accuracy=1 - world.noise,
         uniform_bayes_accuracy=float(majority * (1 - world.noise) + (1 - majority) * world.noise),
         agreement=_agreement(prefers_first),
-        weights=weight.round(4).tolist(),
+        weights=taste.weight_GA.round(4).tolist(),
         attributes=names,
     )
     return PreferenceDataset.from_tables(*tables), truth

@@ -122,6 +122,40 @@ def onboarding_curve(metrics: dict[str, Any]) -> go.Figure | None:
     return figure.update_yaxes(tickformat=".0%")
 
 
+def question_curves(metrics: dict[str, Any]) -> go.Figure | None:
+    """Accuracy on new users by how many questions they have answered, well chosen and random, with bands of 95%."""
+    questions = metrics.get("questions")
+    if not questions:
+        return None
+    figure = _figure("Share of held-out choices ranked right")
+    at = [point["answers"] for point in questions["points"]]
+    for way, name, colour, band in (
+        ("chosen", "Well-chosen questions", _COLOURS["personalised"], "rgba(47,111,222,0.15)"),
+        ("random", "Random questions", "#e69f00", "rgba(230,159,0,0.15)"),
+    ):
+        cells = [point[way] for point in questions["points"]]
+        figure.add_scatter(
+            x=at + at[::-1],
+            y=[cell["low"] for cell in cells] + [cell["high"] for cell in cells][::-1],
+            fill="toself",
+            fillcolor=band,
+            line={"width": 0},
+            mode="lines",
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        values = [cell["value"] for cell in cells]
+        figure.add_scatter(x=at, y=values, mode="lines+markers", name=name, line_color=colour)
+    lines = {"Uniform": (questions["uniform"]["value"], "dash")}
+    if questions["needed"]:
+        lines[f"{questions['share']:.0%} of the gain of {questions['answers']} random"] = (questions["target"], "dot")
+    for name, (value, dash) in lines.items():
+        line = {"dash": dash, "color": _COLOURS["uniform"]}
+        figure.add_scatter(x=at, y=[value] * len(at), mode="lines", name=name, line=line)
+    figure.update_xaxes(title="questions answered", tickvals=at, range=[0.5, len(at) + 0.5])
+    return figure.update_yaxes(tickformat=".0%")
+
+
 def graph_curves(metrics: dict[str, Any]) -> go.Figure | None:
     """Validation accuracy of every candidate encoder by step."""
     history = [record for record in metrics.get("graph", {}).get("history", []) if "candidate" in record]

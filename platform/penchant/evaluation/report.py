@@ -39,6 +39,7 @@ def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) 
         "bars": figures.accuracy_bars(metrics),
         "map": None if points is None else figures.user_map(points),
         "onboarding": figures.onboarding_curve(metrics),
+        "questions": figures.question_curves(metrics),
         "graph": figures.graph_curves(metrics),
         "reward": figures.reward_curves(metrics),
         "calibration": figures.reliability(metrics),
@@ -48,6 +49,7 @@ def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) 
     html = environment.from_string(source).render(
         metrics=metrics,
         headline=headline(metrics),
+        question_sentence=question_sentence(metrics),
         figures={name: _embed(figure, name) for name, figure in drawn.items() if figure is not None},
         plotly=Markup(get_plotlyjs()),
         points=points,
@@ -80,6 +82,24 @@ def headline(metrics: dict[str, Any]) -> list[str]:
             verdict = f": {span}, an interval that includes 0. Personalising has shown no gain here."
         sentences.append(ranks + verdict)
     return sentences
+
+
+def question_sentence(metrics: dict[str, Any]) -> str | None:
+    """How many well-chosen questions do the work of random ones, in words; None where that was not judged."""
+    questions = metrics.get("questions")
+    if not questions:
+        return None
+    answers, needed = questions["answers"], questions["needed"]
+    if not needed:
+        return f"{answers} random answers bring a new user no gain over uniform: there is nothing to reach sooner."
+    words = {way: f"more than {answers}" if cell["value"] > answers else cell["value"] for way, cell in needed.items()}
+    span = {way: f"[{cell['low']}, {cell['high']}]" for way, cell in needed.items()}
+    verdict = "" if needed["saved"]["low"] > 0 else " Choosing the questions has shown no saving here."
+    return (
+        f"To {questions['share']:.0%} of the gain that {answers} random answers bring, a new user needs {words['chosen']} "
+        f"well-chosen answers {span['chosen']} or {words['random']} random ones {span['random']}: "
+        f"{needed['saved']['value']} saved {span['saved']}.{verdict}"
+    )
 
 
 def _number(value: Any) -> str:

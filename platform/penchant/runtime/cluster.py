@@ -13,8 +13,12 @@ import ray
 from penchant.errors import TrainingError
 
 
-def start_ray(address: str | None = None) -> None:
+def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> None:
     """Joins a running Ray cluster, or starts one on this machine; it lives as long as this process. Idempotent.
+
+    Args:
+        address: Of the cluster to join.
+        num_cpus: Cores that Ray counts on a machine where it is started; by default those that are there.
 
     Raises:
         TrainingError: There is no cluster at the address.
@@ -27,7 +31,7 @@ def start_ray(address: str | None = None) -> None:
     # A report waits for the controller's next look; its default is 2 s (measured: 2 s a report, 0.2 s with this).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    local: dict[str, Any] = {} if address else {"include_dashboard": False}
+    local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
     try:
         # Ray's own messages repeat what the progress bar shows; errors reach us as exceptions.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)

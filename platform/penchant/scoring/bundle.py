@@ -12,6 +12,8 @@ reward/prototypes.safetensors                                 prototype users (K
 onboarding/questions.parquet                                  texts that new users may be asked to choose between
 onboarding/questions.safetensors                              their features (N, F)
 reward/experts/personalised, reward/experts/uniform           adapters in PEFT's layout, and their heads (scoring/experts.py)
+
+`scoring/forgetting.py` takes seen users out: a file that says anything by user belongs on its list too.
 """
 
 from __future__ import annotations

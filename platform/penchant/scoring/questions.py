@@ -27,8 +27,12 @@ class QuestionPool:
     """Their features of the frozen base."""
 
     def pairs(self) -> np.ndarray:
-        """Rows of two texts with the same prompt, every pair once: int64 (Q, 2)."""
-        return pairs_within([prompt for prompt, _ in self.texts])
+        """Rows of two different texts with the same prompt, every pair once: int64 (Q, 2)."""
+        rows: dict[str, dict[str, int]] = {}
+        for row, (prompt, response) in enumerate(self.texts):
+            rows.setdefault(prompt, {}).setdefault(response, row)
+        pairs = [pair for members in rows.values() for pair in itertools.combinations(members.values(), 2)]
+        return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,15 @@ class Question:
     """What its answer is expected to tell about the user."""
 
 
-def pairs_within(prompts: list[str]) -> np.ndarray:
-    """Rows of two texts with the same prompt, every pair once: int64 (Q, 2)."""
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(row)
-    pairs = [pair for members in rows.values() for pair in itertools.combinations(members, 2)]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
 def information_gain(margin_QK: Tensor, log_posterior_K: Tensor) -> Tensor:
-    """Mutual information, in bits, between a pair's answer and which prototype the user is like: (Q,).
+    """Mutual information, in bits, between a pair's answer and which prototype the user is like: (Q,); of many users at once
+    (..., Q), from posteriors (..., K).
 
     `H(sum_k p(k) p(first | k)) - sum_k p(k) H(p(first | k))`, `p(first | k) = sigmoid(margin)` (Houlsby et al., 2011, eq. 2).
     """
-    posterior_K = torch.softmax(log_posterior_K.double(), dim=0)
+    posterior_K = torch.softmax(log_posterior_K.double(), dim=-1)
     first_QK = torch.sigmoid(margin_QK.double())
-    return (_entropy(first_QK @ posterior_K) - _entropy(first_QK) @ posterior_K).clamp(min=0)
+    return (_entropy(posterior_K @ first_QK.T) - posterior_K @ _entropy(first_QK).T).clamp(min=0)
 
 
 def _entropy(probability: Tensor) -> Tensor:
@@ -68,7 +64,8 @@ def _entropy(probability: Tensor) -> Tensor:
 
 
 def log_posterior(margin_CK: Tensor) -> Tensor:
-    """Of each prototype after a user's comparisons, up to a constant: `sum over them of logsigmoid(margin)`, (K,).
+    """Of each prototype after a user's comparisons, up to a constant: `sum over them of logsigmoid(margin)`, (K,); of many
+    users at once (U, K), from margins (C, U, K).
 
     The sum, not the mean of onboarding: more answers must sharpen it.
     """

@@ -90,6 +90,11 @@ class TextScorer:
             return extract(range(len(texts)))
         return self.remembered["features"].look_up([text_key(text) for text in texts], extract)
 
+    def looked_up(self) -> tuple[int, int]:
+        """Look-ups of texts so far that were answered from memory, and that were not."""
+        caches = self.remembered.values()
+        return sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
+
     def remember_features(self, texts: Sequence[Text], feature_RF: Tensor) -> None:
         """Takes in features that are known already, so that the texts need not be read."""
         if "features" in self.remembered:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Scope = Literal["score", "onboard", "admin"]
 """What a key allows."""
@@ -47,6 +51,8 @@ class UserRecord:
     """Whether the user was once deleted and has to stay unknown to a bundle that was trained on them."""
     created: datetime
     updated: datetime
+    embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, compare=False)
+    """Bundle -> the embedding (D,) that was saved for exactly this version."""
 
 
 @dataclass(frozen=True)

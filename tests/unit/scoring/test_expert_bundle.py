@@ -22,6 +22,7 @@ from penchant.reward.config import ExpertSettings
 from penchant.reward.experts import ExpertModel, add_experts, add_lora, start_gates_as_clusters
 from penchant.scoring.bundle import read_bundle, write_bundle
 from penchant.scoring.experts import read_experts, save_model
+from penchant.scoring.forgetting import forget_users
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.tables import ExpertTable
 
@@ -74,6 +75,15 @@ def test_saved_and_loaded_gives_the_same_scores(expert_bundle, made, planted, bu
         assert torch.allclose(tables[name].score(rows, asked), expected, atol=1e-6), name
     frozen = model.texts.tables(texts, torch.from_numpy(model.extractor.features(texts)))["frozen"].score(rows, users)
     assert not torch.allclose(frozen, tables["personalised"].score(rows, users), atol=1e-3)
+
+
+def test_who_is_forgotten_has_no_experts_and_the_others_keep_theirs(expert_bundle, bundle, tmp_path):
+    first, second = bundle[1].user_ids[:2]
+    forget_users(expert_bundle, [first], out=tmp_path / "without")
+    asked = ("Explain tides.", ["The moon pulls.", "Ha!"])
+    before, after = (PersonalisedRewardModel.load(folder) for folder in (expert_bundle, tmp_path / "without"))
+    assert after.score(second, *asked).score == before.score(second, *asked).score
+    assert after.score(first, *asked).score == before.score("nobody", *asked).score != before.score(first, *asked).score
 
 
 def test_answers_name_who_was_asked_for_and_users_differ(expert_bundle, bundle):

@@ -59,3 +59,16 @@ def test_what_is_known_already_is_not_asked():
     assert chosen.prompt == "open"
     assert chosen.bits < 1
     assert not math.isnan(chosen.bits)
+
+
+def test_the_same_text_twice_is_one_and_never_a_pair():
+    texts = [("p", "a"), ("p", "a"), ("p", "b"), ("q", "a")]
+    assert QuestionPool(texts, torch.zeros(4, 1)).pairs().tolist() == [[0, 2]]
+
+
+def test_many_users_at_once_are_asked_as_each_alone():
+    margin_QK, told_CUK = torch.randn(5, 4, generator=torch.manual_seed(0)), torch.randn(3, 2, 4)
+    together = information_gain(margin_QK, log_posterior(told_CUK))
+    for user in range(2):
+        alone = information_gain(margin_QK, log_posterior(told_CUK[:, user]))
+        assert together[user].tolist() == pytest.approx(alone.tolist(), abs=1e-12)

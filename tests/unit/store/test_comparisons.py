@@ -98,7 +98,7 @@ def test_any_text_comes_back_as_it_was(store, text):
     assert (row.prompt, row.chosen, row.rejected) == (text, text + "1", text + "2")
     (exported,) = store.export(text)
     assert (exported.tenant, exported.user, exported.prompt) == (text, text, text)
-    assert list(store.embeddings(text, text, version=receipt.version)) == [text]
+    assert list(store.user(text, text).embeddings) == [text]
     assert store.create_key(text, ["score"], name=text)[0] in store.list_keys(text)
     assert store.counts() == Counts(1, 1)
     assert store.forget(text, text) == 1
@@ -178,17 +178,18 @@ def test_an_export_may_be_given_up(store, choice):
 def test_an_embedding_belongs_to_a_version_and_a_bundle(store, choice):
     embedding = np.random.default_rng(0).normal(size=64).astype(np.float32)
     version = store.add("acme", "ana", [choice()]).version
+    store.add("acme", "bob", [choice()])
     store.save_embedding("acme", "ana", version=version, bundle="one", embedding=embedding)
     store.save_embedding("acme", "ana", version=version, bundle="two", embedding=embedding[:3].astype(">f4"))
-    found = store.embedding("acme", "ana", version=version, bundle="one")
-    assert found.dtype == np.float32
-    assert (found == embedding).all()
-    found[0] = 0  # the caller's own
-    assert {name: len(value) for name, value in store.embeddings("acme", "ana", version=version).items()} == {"one": 64, "two": 3}
-    assert (store.embedding("acme", "ana", version=version, bundle="two") == embedding[:3]).all()
-    assert store.embedding("acme", "ana", version=version, bundle="three") is None
-    assert store.embedding("acme", "ana", version=version + 1, bundle="one") is None
-    assert store.embedding("acme", "bob", version=version, bundle="one") is None
+    found = store.user("acme", "ana").embeddings
+    assert found["one"].dtype == np.float32
+    assert (found["one"] == embedding).all()
+    found["one"][0] = 0  # the caller's own
+    assert {name: len(value) for name, value in found.items()} == {"one": 64, "two": 3}
+    assert (found["two"] == embedding[:3]).all()
+    assert store.user("acme", "bob").embeddings == {}
+    store.add("acme", "ana", [choice(1)])
+    assert store.user("acme", "ana").embeddings == {}
 
 
 def test_an_embedding_is_replaced_by_a_newer_one_alone(store, choice):
@@ -199,8 +200,7 @@ def test_an_embedding_is_replaced_by_a_newer_one_alone(store, choice):
     store.save_embedding("acme", "ana", version=new, bundle="b", embedding=twos)
     store.save_embedding("acme", "ana", version=old, bundle="b", embedding=ones)
     store.save_embedding("acme", "ana", version=new, bundle="b", embedding=threes)
-    assert (store.embedding("acme", "ana", version=new, bundle="b") == twos).all()
-    assert store.embedding("acme", "ana", version=old, bundle="b") is None
+    assert (store.user("acme", "ana").embeddings["b"] == twos).all()
 
 
 def test_an_embedding_of_somebody_deleted_meanwhile_is_not_kept(store, choice):
@@ -210,11 +210,11 @@ def test_an_embedding_of_somebody_deleted_meanwhile_is_not_kept(store, choice):
     store.save_embedding("acme", "ana", version=stale, bundle="b", embedding=ones)
     store.add("acme", "ana", [choice(2)])
     store.save_embedding("acme", "ana", version=stale, bundle="b", embedding=ones)
-    assert store.embedding("acme", "ana", version=stale, bundle="b") is None
+    assert store.user("acme", "ana").embeddings == {}
     store.forget("acme", "ana", remember=True)
     tombstone = store.user("acme", "ana").version
     store.save_embedding("acme", "ana", version=tombstone, bundle="b", embedding=ones)
-    assert store.embedding("acme", "ana", version=tombstone, bundle="b") is None
+    assert store.user("acme", "ana").embeddings == {}
 
 
 def test_an_embedding_is_one_vector(store):

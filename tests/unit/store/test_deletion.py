@@ -174,10 +174,10 @@ def test_pruning_deletes_what_is_too_old(store, add_in, choice):
     assert record.comparisons == 1
     assert [row.prompt for row in store.comparisons("acme", "ana", limit=9)] == ["prompt 3"]
     assert record.version > max(mixed.version, gone.version, kept.version)
-    assert store.embeddings("acme", "ana", version=record.version) == {}
+    assert record.embeddings == {}
     assert store.user("acme", "bob") is None
     assert store.user("acme", "eve").version == kept.version
-    assert len(store.embeddings("acme", "eve", version=kept.version)) == 1
+    assert len(store.user("acme", "eve").embeddings) == 1
     assert store.user("acme", "zoe").forgotten
     assert store.counts() == Counts(2, 2)
     assert [rows(store, table) for table in DERIVED] == [2, 1, 1]

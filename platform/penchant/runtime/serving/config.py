@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import Field
 
 from penchant.config import Settings
+
+
+def default_store() -> str:
+    """The user store that `PENCHANT_STORE` names, or a file under runs/."""
+    return os.environ.get("PENCHANT_STORE") or "sqlite:///runs/service/users.db"
 
 
 class LimitSettings(Settings):
@@ -50,14 +56,36 @@ class ScorerSettings(Settings):
     remembered_texts: int = Field(20_000, ge=0)
     """Texts that a replica keeps encoded, under each expert."""
 
+    def autoscaling(self) -> dict[str, Any]:
+        """Ray Serve's `autoscaling_config`."""
+        return {
+            "min_replicas": self.min_replicas,
+            "max_replicas": max(self.min_replicas, self.max_replicas),
+            "target_ongoing_requests": self.target_ongoing_requests,
+            "upscale_delay_s": self.upscale_delay_s,
+            "downscale_delay_s": self.downscale_delay_s,
+        }
+
+
+class CanarySettings(Settings):
+    """A second bundle, tried on some of the users before it takes the place of the first."""
+
+    bundle: str
+    """Its folder."""
+    share: float = Field(0.1, gt=0, lt=1)
+    """Share of the users whom it answers: always the same ones."""
+
 
 class ServiceSettings(Settings):
     """The service."""
 
     bundle: str
     """The bundle's folder."""
-    store: str = "sqlite:///runs/service/users.db"
-    """The user store: sqlite:///path, or postgresql://user@host/database."""
+    canary: CanarySettings | None = None
+    """Another bundle for some of the users."""
+    store: str = Field(default_factory=default_store)
+    """The user store: sqlite:///path, or postgresql://user@host/database; by default what PENCHANT_STORE says, where a password
+    is better kept than in a file."""
     tenant: str = Field("default", min_length=1, max_length=64)
     """Whom the bundle was trained for: its seen users are known to this tenant's keys alone."""
     api_replicas: int = Field(1, ge=1)
@@ -68,14 +96,3 @@ class ServiceSettings(Settings):
     """What a request may ask for."""
     playground: bool = True
     """Whether the page at / is served."""
-
-    def autoscaling(self) -> dict[str, Any]:
-        """Ray Serve's `autoscaling_config` of the scoring replicas."""
-        scorer = self.scorer
-        return {
-            "min_replicas": scorer.min_replicas,
-            "max_replicas": max(scorer.min_replicas, scorer.max_replicas),
-            "target_ongoing_requests": scorer.target_ongoing_requests,
-            "upscale_delay_s": scorer.upscale_delay_s,
-            "downscale_delay_s": scorer.downscale_delay_s,
-        }

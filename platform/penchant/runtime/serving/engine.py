@@ -6,6 +6,7 @@ where there is none yet (a new bundle), the user's comparisons.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -44,6 +45,17 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Requests that were scored together."""
+
+    requests: int
+    texts_remembered: int
+    """Look-ups of texts that were answered from memory, over all models of the bundle."""
+    texts_encoded: int
+    """Look-ups that were not."""
+
+
+@dataclass(frozen=True)
 class ScoreAnswer:
     """Scores in order; or, with `needs_choices`, nothing yet: ask again with the user's comparisons."""
 
@@ -54,6 +66,10 @@ class ScoreAnswer:
     fresh: np.ndarray | None = None
     """An embedding (D,) that the store does not have yet."""
     needs_choices: bool = False
+    seconds: float = 0.0
+    """Time that the model took for the batch of this request."""
+    batch: Batch | None = None
+    """What was done for the whole batch: with the first of its answers alone, so that it is counted once."""
 
 
 @dataclass(frozen=True)
@@ -86,24 +102,28 @@ class ScoringEngine:
     def __init__(self, model: PersonalisedRewardModel) -> None:
         self.model = model
         self.bundle = model.manifest.name
+        self._checks = 0
         self._centre = model.parts.user_UD.mean(0)
         # The plane of the map: the first two principal components of the seen users' embeddings.
         self._axes_D2 = torch.pca_lowrank(model.parts.user_UD.float(), q=2, niter=4)[2]
 
     def check(self) -> None:
-        """Scores a text for a user and without one.
+        """The self-test: scores texts for a user and without one.
 
         Raises:
             ArtifactError: The scores are not numbers.
         """
         users = [Knowledge(str(user), may_be_seen=True) for user in self.model.parts.user_ids[:1]]
-        texts = ("A short answer.", "Another one, which is a little longer than the first.")
+        # Another text each time, so that the base model is asked and not what is remembered.
+        self._checks += 1
+        texts = (f"A short answer, number {self._checks}.", "Another one, which is a little longer than the first.")
         answers = self.score([ScoreRequest(known, "Is this well?", texts) for known in [*users, Knowledge("")]])
         if not all(np.isfinite(answer.score + answer.uniform).all() for answer in answers):
             raise ArtifactError("The bundle's scores are not numbers.", where=f"bundle {self.bundle}", fix="Make it again.")
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer]:
         """Answers to any mix of users and texts, in order."""
+        started, before = time.perf_counter(), self.model.texts.looked_up()
         users, fresh = self._resolve([request.known for request in requests])
         ready = [number for number, user in enumerate(users) if user is not None]
         askings = [Asking(user, requests[at].prompt, requests[at].responses) for at in ready if (user := users[at]) is not None]
@@ -112,7 +132,10 @@ class ScoringEngine:
             answers[number] = ScoreAnswer(
                 self.bundle, scores.personalisation, tuple(scores.score), tuple(scores.uniform), fresh.get(number)
             )
-        return answers
+        remembered, encoded = (now - then for now, then in zip(self.model.texts.looked_up(), before, strict=True))
+        seconds = time.perf_counter() - started
+        answers = [replace(answer, seconds=seconds) for answer in answers]
+        return [replace(answers[0], batch=Batch(len(requests), remembered, encoded)), *answers[1:]]
 
     def _resolve(self, known: Sequence[Knowledge]) -> tuple[list[ResolvedUser | None], dict[int, np.ndarray]]:
         """Each user, or None where the comparisons are needed; and the embeddings that were computed now."""

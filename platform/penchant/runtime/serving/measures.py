@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from penchant.runtime.serving.engine import ScoreAnswer
+
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -24,11 +29,20 @@ class Measures:
             registry=self.registry,
         )
         self._working = Gauge("penchant_requests_in_work", "Requests that wait for an answer", registry=self.registry)
-        self._scored = counter("scored_responses", "Responses scored, by how the scores were personalised", "personalisation")
-        self._requests = counter("score_requests", "Score requests, by how they were personalised", "personalisation")
-        self._onboardings = counter("onboardings", "Times a user was onboarded")
-        self._compared = counter("new_comparisons", "New comparisons that the scores were held against")
-        self._agreed = counter("new_comparisons_agreed", "New comparisons that the scores had right before they were known")
+        self._scored = counter("scored_responses", "Responses scored, by how and by what", "personalisation", "bundle")
+        self._requests = counter("score_requests", "Score requests, by how they were personalised", "personalisation", "bundle")
+        self._onboardings = counter("onboardings", "Times a user was onboarded", "bundle")
+        self._compared = counter("new_comparisons", "New comparisons that the scores were held against", "bundle")
+        right = "New comparisons that the scores had right before they were known"
+        self._agreed = counter("new_comparisons_agreed", right, "bundle")
+        self._texts = counter("texts", "Look-ups of texts by the models, by whether they were remembered or encoded", "found")
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"penchant_{name}", text, buckets=buckets, registry=self.registry)
+
+        self._batches = histogram("batch_requests", "Score requests that were scored together", _BATCHES)
+        self._model = histogram("model_seconds", "Time that the model took for a score request's batch", _SECONDS)
+        self._waited = histogram("scorer_wait_seconds", "Time of a score request on the way to the model and back", _SECONDS)
 
     def began(self) -> None:
         """A request came in."""
@@ -39,16 +53,28 @@ class Measures:
         self._working.dec()
         self._seconds.labels(endpoint, str(status)).observe(seconds)
 
-    def scored(self, personalisation: str, responses: int) -> None:
-        """Responses were scored."""
-        self._scored.labels(personalisation).inc(responses)
-        self._requests.labels(personalisation).inc()
+    def scored(self, answer: ScoreAnswer, *, seconds: float) -> None:
+        """A score request was answered by a replica.
 
-    def onboarded(self, *, agreed: float, comparisons: int) -> None:
+        Args:
+            answer: The replica's.
+            seconds: How long it took, with the way there and back.
+        """
+        labels = (answer.personalisation, answer.bundle)
+        self._scored.labels(*labels).inc(len(answer.score))
+        self._requests.labels(*labels).inc()
+        self._model.observe(answer.seconds)
+        self._waited.observe(max(0.0, seconds - answer.seconds))
+        if answer.batch is not None:
+            self._batches.observe(answer.batch.requests)
+            self._texts.labels("remembered").inc(answer.batch.texts_remembered)
+            self._texts.labels("encoded").inc(answer.batch.texts_encoded)
+
+    def onboarded(self, bundle: str, *, agreed: float, comparisons: int) -> None:
         """A user was onboarded with new comparisons, so many of which the scores had right."""
-        self._onboardings.inc()
-        self._compared.inc(comparisons)
-        self._agreed.inc(agreed)
+        self._onboardings.labels(bundle).inc()
+        self._compared.labels(bundle).inc(comparisons)
+        self._agreed.labels(bundle).inc(agreed)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import socket
 import threading
 import time
@@ -20,7 +22,8 @@ from penchant.runtime.cluster import start_ray
 from penchant.runtime.serving.application import build
 from penchant.runtime.serving.config import ServiceSettings
 
-_NAME = "penchant"
+SERVICE_NAME = "penchant"
+"""Of the application in Ray Serve."""
 _READY_SECONDS = 180.0
 
 
@@ -54,11 +57,11 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
     if address is None:
         _check_free(host, port)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    start_ray(address)
+    start_ray(address, num_cpus=None if address else _logical_cpus(settings))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
     try:
-        serve.run(build(settings), name=_NAME, route_prefix="/")
+        serve.run(build(settings), name=SERVICE_NAME, route_prefix="/")
         _wait_until_ready(url)
     except (RuntimeError, TimeoutError) as error:
         serve.shutdown()
@@ -68,6 +71,16 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
             fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve.",
         ) from error
     return RunningService(url)
+
+
+def _logical_cpus(settings: ServiceSettings) -> int:
+    """What Ray is told that this machine has. It counts cores to place actors on machines; here the kernel shares them.
+
+    Enough for all replicas twice: a new bundle's are up before the old one's stop.
+    """
+    scorer = settings.scorer
+    wanted = 2 * (2 * max(scorer.min_replicas, scorer.max_replicas) * scorer.num_cpus + settings.api_replicas)
+    return max(os.cpu_count() or 1, math.ceil(wanted))
 
 
 def _check_free(host: str, port: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -44,7 +45,7 @@ class Scorer(Protocol):
     async def onboard(self, before: Knowledge, choices: Sequence[TextComparison], new: int) -> Onboarding:
         """See `ScoringEngine.onboard`."""
 
-    async def question(self, choices: Sequence[TextComparison]) -> tuple[str, Question | None]:
+    async def question(self, user: str, choices: Sequence[TextComparison]) -> tuple[str, Question | None]:
         """The bundle, and see `ScoringEngine.question`."""
 
     async def place(self, known: Knowledge) -> Place | None:
@@ -81,14 +82,19 @@ class Service:
     async def score(self, tenant: str, user: str, prompt: str, responses: Sequence[str]) -> ScoreAnswer:
         """A user's scores of responses; nobody's where the user id is empty."""
         known, record = await self._knowledge(tenant, user)
-        request = ScoreRequest(known, prompt, tuple(responses))
-        answer = await self.scorer.score(request)
+        answer = await self._ask(ScoreRequest(known, prompt, tuple(responses)))
         if answer.needs_choices:
             choices = await self._choices(tenant, user)
-            answer = await self.scorer.score(ScoreRequest(_with_choices(known, choices), prompt, tuple(responses)))
+            answer = await self._ask(ScoreRequest(_with_choices(known, choices), prompt, tuple(responses)))
             if answer.fresh is not None and record is not None:
                 await self._keep(tenant, user, record.version, answer.bundle, answer.fresh)
-        self.measures.scored(answer.personalisation, len(responses))
+        return answer
+
+    async def _ask(self, request: ScoreRequest) -> ScoreAnswer:
+        started = time.perf_counter()
+        answer = await self.scorer.score(request)
+        if not answer.needs_choices:
+            self.measures.scored(answer, seconds=time.perf_counter() - started)
         return answer
 
     async def add(
@@ -109,14 +115,14 @@ class Service:
             personalisation, bundle = onboarded.personalisation, onboarded.bundle
             await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
             if not receipt.replayed:
-                self.measures.onboarded(agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
+                self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
         except (Busy, Unavailable, StoreError) as error:
             log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
         return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed)
 
     async def question(self, tenant: str, user: str) -> tuple[str, Question | None]:
         """The bundle, and the comparison to ask a user next; None where all have been answered."""
-        return await self.scorer.question(await self._choices(tenant, user))
+        return await self.scorer.question(user, await self._choices(tenant, user))
 
     async def user(self, tenant: str, user: str) -> tuple[Place, UserRecord | None]:
         """Who a user is."""
@@ -137,16 +143,12 @@ class Service:
 
     async def _knowledge(self, tenant: str, user: str) -> tuple[Knowledge, UserRecord | None]:
         """What the store knows, as the replicas need it and as it stands there."""
-
-        def read() -> tuple[Knowledge, UserRecord | None]:
-            record = self.store.user(tenant, user) if user else None
-            own = tenant == self.settings.tenant and bool(user)
-            if record is None:
-                return Knowledge(user, may_be_seen=own), None
-            embeddings = self.store.embeddings(tenant, user, version=record.version) if record.comparisons else {}
-            return Knowledge(user, own and not record.forgotten, record.comparisons, embeddings), record
-
-        return await _in_thread(read)
+        if not user:
+            return Knowledge(user), None
+        record, own = await _in_thread(lambda: self.store.user(tenant, user)), tenant == self.settings.tenant
+        if record is None:
+            return Knowledge(user, may_be_seen=own), None
+        return Knowledge(user, own and not record.forgotten, record.comparisons, record.embeddings), record
 
     async def _choices(self, tenant: str, user: str) -> tuple[TextComparison, ...]:
         limit = self.settings.limits.comparisons_per_user

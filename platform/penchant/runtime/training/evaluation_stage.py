@@ -23,6 +23,7 @@ from penchant.evaluation.metrics import (
     paired_differences,
     recovered_share,
 )
+from penchant.evaluation.questions import Answerer, compare_questions
 from penchant.evaluation.report import MapPoints, write_report
 from penchant.evaluation.users import group_purity, project_users
 from penchant.runtime.training.prepared import Prepared
@@ -30,13 +31,14 @@ from penchant.runtime.training.stages import Stages
 from penchant.scoring.tables import ExpertTable
 
 
-def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str, Any]:
+def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: Answerer | None = None) -> dict[str, Any]:
     """Judges the bundle of a run and writes `metrics.json` and `report.html`; returns the metrics.
 
     Stages that are not done are run first.
 
     Args:
         bayes_accuracy: The best reachable accuracy, where it is known by construction (the planted world).
+        answerer: Whoever answers for unseen users what they were never asked, where that is known (the planted world).
     """
     dataset, settings = stages.dataset, stages.settings.evaluation
     graph, reward = stages.fit_graph(), stages.fit_reward()
@@ -75,6 +77,10 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str
                 "settings": model.parts.experts.settings.model_dump(mode="json"),
                 "history": stages.history("experts"),
             }
+        if answerer is not None:
+            status.update("Evaluating: asking new users")
+            questions = compare_questions(evaluator, answerer, resamples=settings.resamples, seed=settings.seed)
+            metrics |= {} if questions is None else {"questions": questions}
     if bayes_accuracy is not None:
         metrics["bayes_accuracy"] = bayes_accuracy
     metrics["run"]["seconds"] = round(time.monotonic() - stages.started, 1)

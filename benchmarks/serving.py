@@ -1,0 +1,120 @@
+"""The service over HTTP: its own cost a request, requests a second of remembered texts, and onboarding.
+
+    python benchmarks/serving.py                             # the bundle of `make demo`, which is made if it is not there
+    python benchmarks/serving.py --bundle runs/mine/bundle
+
+Clients run on the same machine and share its cores. The model's time comes with each answer (`Server-Timing`); the peer of the
+service is the same model called in this process, one request after the other.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from _report import report
+from _service import Load, Service, ask, run_clients
+
+from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+
+
+def questions(model: PersonalisedRewardModel) -> dict[str, list[str]]:
+    """Texts of the bundle's pool, by prompt: responses of its graph."""
+    found: dict[str, list[str]] = {}
+    for prompt, response in model.parts.questions.texts:
+        found.setdefault(prompt, []).append(response)
+    return found
+
+
+def median(seconds: list[float]) -> float:
+    return 1000 * float(np.median(seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    parser.add_argument("--requests", type=int, default=2000)
+    arguments = parser.parse_args()
+    if not arguments.bundle.exists():
+        subprocess.run([sys.executable, "-m", "penchant.cli", "demo"], check=True)
+    torch.set_num_threads(1)
+    model = PersonalisedRewardModel.load(arguments.bundle, remembered_texts=20_000)
+    pool, random = questions(model), np.random.default_rng(0)
+    prompts = [prompt for prompt, responses in pool.items() if len(responses) >= 4]
+    users = [str(user) for user in model.parts.user_ids]
+
+    def body() -> dict:
+        prompt = prompts[random.integers(len(prompts))]
+        return {"user": users[random.integers(len(users))], "prompt": prompt, "responses": pool[prompt][:4]}
+
+    rows: list[dict] = []
+
+    def row(what: str, clients: int, load: Load, peer: float | None = None) -> None:
+        assert set(load.statuses) == {200}, load.statuses
+        own = median(load.seconds) - median(load.model_seconds) if load.model_seconds else float("nan")
+        rows.append(
+            {
+                "request": what, "clients": clients, "p50, ms": median(load.seconds),
+                "p95, ms": load.quantile(0.95),
+                "model, p50, ms": median(load.model_seconds) if load.model_seconds else float("nan"), "service, p50, ms": own,
+                "a second": len(load.seconds) / load.elapsed, "in process, p50, ms": float("nan") if peer is None else peer,
+            }
+        )  # fmt: skip
+
+    def in_process(work, count: int) -> float:
+        times = []
+        for _ in range(count):
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        return median(times)
+
+    with tempfile.TemporaryDirectory() as folder, Service(arguments.bundle, Path(folder), "scorer.max_replicas=1") as service:
+
+        def score(count: int):
+            def work(connection, number, load):
+                for _ in range(count):
+                    ask(connection, load, "POST", "/v1/score", body())
+
+            return work
+
+        run_clients(service, 4, score(len(prompts) * 4))  # every text is remembered from here on
+        alone = run_clients(service, 1, score(300))
+        peer = in_process(lambda: model.score(*body().values()), 300)
+        row("score, 4 remembered texts", 1, alone, peer)
+        row("score, 4 remembered texts", 16, run_clients(service, 16, score(arguments.requests // 16)))
+
+        def onboard(known: bool):
+            def work(connection, number, load):
+                for count in range(200):
+                    prompt = prompts[count % len(prompts)]
+                    chosen, rejected = pool[prompt][:2] if known else (f"Answer {count}: begin.", f"Well, {count} ways of it.")
+                    choice = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                    ask(connection, load, "POST", f"/v1/users/new-{known}-{count}/comparisons", {"comparisons": [choice]})
+
+            return work
+
+        first, second = pool[prompts[0]][:2]
+        known = in_process(lambda: model.embed_choices({"a": [TextComparison(prompts[0], first, second)]}), 100)
+        row("onboard, responses of the graph", 1, run_clients(service, 1, onboard(True)), known)
+        fresh = iter(range(10**6))
+        passes = in_process(
+            lambda: model.embed_choices({"a": [TextComparison(prompts[0], f"One {next(fresh)}.", f"Two {next(fresh)}.")]}), 100
+        )
+        row("onboard, any text", 1, run_clients(service, 1, onboard(False)), passes)
+
+    notes = [
+        f"{len(users):,} users in the bundle; {len(model.parts.response_ids):,} responses in its graph.",
+        f"The service's own cost at one client: {rows[0]['service, p50, ms']:.1f} ms"
+        f" (the whole request: {rows[0]['p50, ms'] / rows[0]['in process, p50, ms']:.1f}x the same call in process).",
+        f"Onboarding any text: {rows[3]['p50, ms'] - rows[3]['in process, p50, ms']:.1f} ms beyond the same in process.",
+    ]
+    report("serving", "The service over HTTP, clients on the same machine", rows, notes)
+
+
+if __name__ == "__main__":
+    main()

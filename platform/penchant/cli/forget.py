@@ -1,0 +1,160 @@
+"""`penchant forget`, `penchant data drop-users` and `penchant store prune`: what deletes people, and what is too old."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from penchant.cli.serve import StoreOption, store_url, without_password
+from penchant.errors import ConfigError, DataError, OutputError
+
+store_app = typer.Typer(no_args_is_help=True, help="Look after a service's user store.")
+console = Console()
+
+UserArguments = Annotated[list[str] | None, typer.Argument(metavar="USER", help="Ids of users.", show_default=False)]
+UsersOption = Annotated[
+    Path | None, typer.Option("--users", metavar="FILE", help="A text file with one id a line.", show_default=False)
+]
+
+
+def forget(
+    users: UserArguments = None,
+    users_file: UsersOption = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Take them out of this bundle's seen users.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the bundle without them here, not in place of the old one.", show_default=False),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Delete them from this user store: sqlite:///path or postgresql://...", show_default=False),
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Whose users they are in the store; `default` by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Forget users: take them out of a bundle, a user store, or both. Somebody whom none of these knows is an error.
+
+    From the bundle go their ids, their embeddings and their choices; its name changes, and everybody else's scores stay. From the
+    store go their choices and all that was made of them; a hash of the id stays there, so that a service which still runs the old
+    bundle does not use it for them either.
+
+    What was learnt from them together with others stays: the weights of the models and the embeddings of responses. The next fit
+    leaves them out, if its data does (`penchant data drop-users`). Not reached: the folder of the run that made the bundle, and
+    copies.
+
+    Examples:
+
+        penchant forget user-0001 --bundle runs/demo/bundle
+
+        penchant forget --users ids.txt --bundle runs/demo/bundle --store sqlite:///runs/service/users.db
+    """
+    ids = _read_ids(users, users_file)
+    if bundle is None and store is None:
+        raise ConfigError("It is not said where to forget them.", where="forget", fix="Give --bundle, --store or both.")
+    for option, given, needs, needed in (("--out", out, "--bundle", bundle), ("--tenant", tenant, "--store", store)):
+        if given is not None and needed is None:
+            raise ConfigError(f"{option} means nothing without {needs}.", where=option, fix=f"Give {needs}, or leave it out.")
+    owner = tenant or "default"
+    people = None if store is None else _open_existing(store)
+    stored = set() if people is None else {user for user in ids if people.user(owner, user) is not None}
+
+    # These bring torch: after what can be refused without.
+    if bundle is None:
+        from penchant.data.dropping import refuse_unknown
+
+        refuse_unknown(ids, stored, where=f"tenant {owner} of the store")
+    else:
+        from penchant.scoring.forgetting import forget_users
+
+        left = forget_users(bundle, ids, out=out, known_elsewhere=stored)
+        if left.users:
+            _say(f"{_count(left.users)} taken out; without them it is bundle {left.manifest.name}, in {left.folder}.")
+            old = "" if out is None else f"{bundle}, "
+            _say(f"Still held by: {old}the run's folder, copies, and services until they load the new bundle.")
+        else:
+            _say(f"Bundle {left.manifest.name} does not hold them, and stays as it is.")
+    if people is not None:
+        deleted = sum(people.forget(owner, user, remember=True) for user in ids)
+        people.close()
+        _say(f"{_count(ids)} deleted from the store, with {deleted:,} comparisons.")
+
+
+@store_app.command("prune")
+def store_prune(
+    older_than: Annotated[
+        int, typer.Option("--older-than", metavar="DAYS", min=1, max=36500, help="How long a choice is kept.", show_default=False)
+    ],
+    store: StoreOption = None,
+) -> None:
+    """Delete what users chose longer ago than so many days, of all tenants; who has no choice left is forgotten.
+
+    The others are onboarded again from the choices that are left.
+
+    Example:
+
+        penchant store prune --older-than 365 --store sqlite:///runs/service/users.db
+    """
+    url = store_url(store)
+    instant = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=older_than)
+    people = _open_existing(url)
+    deleted, left = people.prune(instant), people.counts()
+    people.close()
+    _say(
+        f"Deleted: {deleted:,} comparisons from before {instant:%Y-%m-%d %H:%M} UTC. "
+        f"Left: {left.comparisons:,}, of {left.users:,} users, in {without_password(url)}."
+    )
+
+
+def data_drop_users(
+    folder: Annotated[Path, typer.Argument(help="A data set's folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the data set without them.")],
+    users: UserArguments = None,
+    users_file: UsersOption = None,
+) -> None:
+    """Copy a data set without some users, so that the next fit leaves them out. Responses that only they were shown go too.
+
+    Example:
+
+        penchant data drop-users my-data my-data-2 user-0001 user-0002
+    """
+    from penchant.data.dropping import drop_users
+
+    _say(drop_users(folder, out, _read_ids(users, users_file)))
+
+
+def _read_ids(users: list[str] | None, file: Path | None) -> list[str]:
+    """The ids that were given, each once."""
+    ids = list(users or [])
+    if file is not None:
+        try:
+            ids += [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"It cannot be read ({error}).", where=str(file), fix="Give a text file, one id a line.") from None
+    if not ids:
+        raise ConfigError("There is no user.", where="USER", fix="Give ids, or --users with a file of them.")
+    return list(dict.fromkeys(ids))
+
+
+def _open_existing(url: str) -> Any:
+    """A store that is there: opening one makes it, and nobody wants to delete from an empty one that a slip has made."""
+    from penchant.store import UserStore
+
+    path = url.removeprefix("sqlite:///")
+    if path != url and not Path(path).is_file():
+        raise OutputError("There is no store.", where=without_password(url), fix="Check --store, or PENCHANT_STORE.")
+    return UserStore.open(url)
+
+
+def _count(users: list[str]) -> str:
+    return "1 user is" if len(users) == 1 else f"{len(users):,} users are"
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, markup=False, soft_wrap=True, highlight=False)

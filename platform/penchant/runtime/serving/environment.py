@@ -1,0 +1,28 @@
+"""What Ray Serve reads from the environment when it is imported, here and in its actors; so it is set before that."""
+
+from __future__ import annotations
+
+import os
+
+_SERVE = {
+    # One event loop to a replica and gRPC between replicas: our endpoints never block theirs.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+_HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # How long a replica waits for the proxy to notice that it goes, be there requests or not.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+}
+
+
+def prepare_environment(*, haproxy: bool = False) -> None:
+    """Sets what is not set.
+
+    Args:
+        haproxy: Ray's HAProxy before the API, and not its proxy in Python.
+    """
+    for name, value in (_SERVE | (_HAPROXY if haproxy else {})).items():
+        os.environ.setdefault(name, value)
