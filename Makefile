@@ -41,6 +41,7 @@ format: $(STAMP)  ## Put the code in the house's format
 
 .PHONY: bench
 bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/benchmarks/NAME.json
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python $$benchmark || exit 1; done
 
 .PHONY: clean

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from _report import report
-from _service import Service, run_clients
+from _service import Service, ask, run_clients
 
 from penchant.store import UserStore
 
@@ -112,6 +112,27 @@ def run(name: str, fault, bundle: Path) -> dict:
         }  # fmt: skip
 
 
+def strangers(bundle: Path, count: int = 10_000) -> dict:
+    """Distinct users, each scored once: what the replicas keep of them."""
+    with tempfile.TemporaryDirectory() as folder, Service(bundle, Path(folder), "--haproxy", "scorer.max_replicas=1") as service:
+
+        def score(connection, client, load):
+            for number in range(client, count, CLIENTS):
+                body = {
+                    "user": f"stranger-{number}",
+                    "prompt": f"Prompt {number % 50}: explain it.",
+                    "responses": ["One.", "Two."],
+                }
+                ask(connection, load, "POST", "/v1/score", body)
+
+        def memory() -> float:
+            return sum(process.memory_info().rss for process in service.replicas("")) / 2**20
+
+        run_clients(service, 1, lambda connection, client, load: score(connection, count - 500, load))  # what is loaded once, is
+        before, load = memory(), run_clients(service, CLIENTS, score)
+        return {"users": count, "seconds": load.elapsed, "not 200": load.failed(), "MiB before": before, "MiB after": memory()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
@@ -130,7 +151,9 @@ def main() -> None:
     }
     rows = [run(name, fault, arguments.bundle) for name, fault in faults.items() if arguments.only in name]
     assert not any(row["lost"] or row["twice"] for row in rows), rows
-    report("service_faults", f"{WRITES:,} choices by {CLIENTS} clients, and a fault in the middle", rows)
+    crowd = strangers(arguments.bundle)
+    notes = [f"A crowd: {', '.join(f'{name} {value:,.0f}' for name, value in crowd.items())}."]
+    report("service_faults", f"{WRITES:,} choices by {CLIENTS} clients, and a fault in the middle", rows, notes)
 
 
 if __name__ == "__main__":

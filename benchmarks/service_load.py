@@ -44,28 +44,12 @@ def main() -> None:
             thread = threading.Thread(target=watch)
             thread.start()
             started = time.perf_counter()
+            here = Path(__file__).with_name("_locustfile.py")
+            command = [sys.executable, "-m", "locust", "-f", here, "--headless", "--only-summary", "--exit-code-on-error", "0"]
+            length = ["-u", CLIENTS, "-r", 5, "-t", f"{int(60 * arguments.minutes)}s"]
+            target = ["-H", f"http://127.0.0.1:{service.port}", "--csv", folder / "load"]
             subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "locust",
-                    "-f",
-                    str(Path(__file__).with_name("_locustfile.py")),
-                    "--headless",
-                    "-u",
-                    str(CLIENTS),
-                ]
-                + [
-                    "-r",
-                    "5",
-                    "-t",
-                    f"{int(60 * arguments.minutes)}s",
-                    "-H",
-                    f"http://127.0.0.1:{service.port}",
-                    "--csv",
-                    str(folder / "load"),
-                ]
-                + ["--only-summary", "--exit-code-on-error", "0"],
+                [str(word) for word in (*command, *length, *target)],
                 check=True,
                 env=os.environ | {"KEY": service.key, "ACKNOWLEDGED": str(acknowledged)},
                 stdout=subprocess.DEVNULL,
@@ -88,7 +72,8 @@ def main() -> None:
     rows = [
         {
             "endpoint": line["Name"], "requests": int(line["Request Count"]), "failed": int(line["Failure Count"]),
-            "a second": float(line["Requests/s"]), "p50, ms": float(line["50%"]), "p95, ms": float(line["95%"]), "p99, ms": float(line["99%"]),
+            "a second": float(line["Requests/s"]),
+            **{f"p{share}, ms": float(line[f"{share}%"]) for share in (50, 95, 99)},
         }
         for line in table
     ]  # fmt: skip

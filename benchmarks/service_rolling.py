@@ -6,6 +6,7 @@ Clients score all the while. Whatever fails is shown: it should be nothing.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,15 +44,17 @@ class Clients:
         return self.load
 
 
-def penchant(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "penchant.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+def penchant(*arguments: str, fails: bool = False) -> None:
+    done = subprocess.run([sys.executable, "-m", "penchant.cli", *arguments], capture_output=True, text=True)
+    if bool(done.returncode) != fails:
+        raise RuntimeError(done.stdout + done.stderr)
 
 
-def rolled(service: Service, what: str, *arguments: str) -> dict:
+def rolled(service: Service, what: str, *arguments: str, fails: bool = False) -> dict:
     clients = Clients(service, 4)
     time.sleep(3)
     started = time.perf_counter()
-    penchant("roll", *arguments)
+    penchant("roll", *arguments, fails=fails)
     seconds = time.perf_counter() - started
     time.sleep(5)
     load = clients.stop()
@@ -64,7 +67,7 @@ def rolled(service: Service, what: str, *arguments: str) -> dict:
 
 
 def autoscaled(bundle: Path, folder: Path) -> list[dict]:
-    delays = ("scorer.upscale_delay_s=1", "scorer.downscale_delay_s=5")
+    delays = ("scorer.upscale_delay_s=1", "scorer.downscale_delay_s=20")
     with Service(bundle, folder, "scorer.max_replicas=3", "scorer.target_ongoing_requests=2", *delays) as service:
         seen: list[tuple[float, int]] = []
         started = time.perf_counter()
@@ -106,8 +109,13 @@ def main() -> None:
     penchant("fit", "--data", str(arguments.data), "--out", str(other), "--experts", "0", "reward.seed=1")
     with tempfile.TemporaryDirectory() as folder:
         with Service(bundle, Path(folder) / "roll") as service:
+            corrupt = Path(folder) / "corrupt"
+            shutil.copytree(other / "bundle", corrupt)
+            largest = max((path for path in corrupt.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[:-1] + b"!")
             rows = [
                 rolled(service, "nothing happens to it", "--help"),
+                rolled(service, "a corrupt bundle is refused", "--bundle", str(corrupt), fails=True),
                 rolled(service, "another bundle", "--bundle", str(other / "bundle")),
                 rolled(service, "back again", "--bundle", str(bundle)),
                 rolled(service, "a canary for 20% of the users", "--bundle", str(other / "bundle"), "--canary", "0.2"),

@@ -8,6 +8,7 @@ service is the same model called in this process, one request after the other.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,12 +54,12 @@ def main() -> None:
 
     rows: list[dict] = []
 
-    def row(what: str, clients: int, load: Load, peer: float | None = None) -> None:
+    def row(proxy: str, what: str, clients: int, load: Load, peer: float | None = None) -> None:
         assert set(load.statuses) == {200}, load.statuses
         own = median(load.seconds) - median(load.model_seconds) if load.model_seconds else float("nan")
         rows.append(
             {
-                "request": what, "clients": clients, "p50, ms": median(load.seconds),
+                "proxy": proxy, "request": what, "clients": clients, "p50, ms": median(load.seconds),
                 "p95, ms": load.quantile(0.95),
                 "model, p50, ms": median(load.model_seconds) if load.model_seconds else float("nan"), "service, p50, ms": own,
                 "a second": len(load.seconds) / load.elapsed, "in process, p50, ms": float("nan") if peer is None else peer,
@@ -73,46 +74,55 @@ def main() -> None:
             times.append(time.perf_counter() - started)
         return median(times)
 
-    with tempfile.TemporaryDirectory() as folder, Service(arguments.bundle, Path(folder), "scorer.max_replicas=1") as service:
+    def score(count: int):
+        def work(connection, number, load):
+            for _ in range(count):
+                ask(connection, load, "POST", "/v1/score", body())
 
-        def score(count: int):
-            def work(connection, number, load):
-                for _ in range(count):
-                    ask(connection, load, "POST", "/v1/score", body())
+        return work
 
-            return work
+    def onboard(known: bool):
+        def work(connection, number, load):
+            for count in range(200):
+                prompt = prompts[count % len(prompts)]
+                chosen, rejected = pool[prompt][:2] if known else (f"Answer {count}: begin.", f"Well, {count} ways of it.")
+                choice = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+                ask(connection, load, "POST", f"/v1/users/new-{known}-{count}/comparisons", {"comparisons": [choice]})
 
-        run_clients(service, 4, score(len(prompts) * 4))  # every text is remembered from here on
-        alone = run_clients(service, 1, score(300))
-        peer = in_process(lambda: model.score(*body().values()), 300)
-        row("score, 4 remembered texts", 1, alone, peer)
-        row("score, 4 remembered texts", 16, run_clients(service, 16, score(arguments.requests // 16)))
+        return work
 
-        def onboard(known: bool):
-            def work(connection, number, load):
-                for count in range(200):
-                    prompt = prompts[count % len(prompts)]
-                    chosen, rejected = pool[prompt][:2] if known else (f"Answer {count}: begin.", f"Well, {count} ways of it.")
-                    choice = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-                    ask(connection, load, "POST", f"/v1/users/new-{known}-{count}/comparisons", {"comparisons": [choice]})
+    first, second = pool[prompts[0]][:2]
+    fresh = iter(range(10**6))
 
-            return work
+    def embed(known: bool):
+        texts = (first, second) if known else (f"One {next(fresh)}.", f"Two {next(fresh)}.")
+        return model.embed_choices({"a": [TextComparison(prompts[0], *texts)]})
 
-        first, second = pool[prompts[0]][:2]
-        known = in_process(lambda: model.embed_choices({"a": [TextComparison(prompts[0], first, second)]}), 100)
-        row("onboard, responses of the graph", 1, run_clients(service, 1, onboard(True)), known)
-        fresh = iter(range(10**6))
-        passes = in_process(
-            lambda: model.embed_choices({"a": [TextComparison(prompts[0], f"One {next(fresh)}.", f"Two {next(fresh)}.")]}), 100
+    for proxy, options in (("Ray's, in Python", ()), ("HAProxy", ("--haproxy",))):
+        known, any_text = in_process(lambda: embed(True), 100), in_process(lambda: embed(False), 100)
+        in_process(lambda: model.score(*body().values()), len(prompts))
+        alone = in_process(lambda: model.score(*body().values()), 300)
+        folder = Path(tempfile.mkdtemp())
+        with Service(arguments.bundle, folder, *options, "scorer.max_replicas=1") as service:
+            run_clients(service, 4, score(len(prompts) * 4))  # every text is remembered from here on
+            row(proxy, "score, 4 remembered texts", 1, run_clients(service, 1, score(300)), alone)
+            row(proxy, "score, 4 remembered texts", 16, run_clients(service, 16, score(arguments.requests // 16)))
+            row(proxy, "onboard, responses of the graph", 1, run_clients(service, 1, onboard(True)), known)
+            row(proxy, "onboard, any text", 1, run_clients(service, 1, onboard(False)), any_text)
+        shutil.rmtree(folder)
+
+    notes = [f"{len(users):,} users in the bundle; {len(model.parts.response_ids):,} responses in its graph."]
+    for line in rows[::4]:
+        notes.append(
+            f"{line['proxy']}: the service's own cost at one client {line['service, p50, ms']:.1f} ms"
+            f" (the whole request {line['p50, ms'] / line['in process, p50, ms']:.1f}x the same call in process)."
         )
-        row("onboard, any text", 1, run_clients(service, 1, onboard(False)), passes)
-
-    notes = [
-        f"{len(users):,} users in the bundle; {len(model.parts.response_ids):,} responses in its graph.",
-        f"The service's own cost at one client: {rows[0]['service, p50, ms']:.1f} ms"
-        f" (the whole request: {rows[0]['p50, ms'] / rows[0]['in process, p50, ms']:.1f}x the same call in process).",
-        f"Onboarding any text: {rows[3]['p50, ms'] - rows[3]['in process, p50, ms']:.1f} ms beyond the same in process.",
-    ]
+    for line in rows[3::4]:
+        beyond = line["p50, ms"] - line["in process, p50, ms"]
+        notes.append(f"{line['proxy']}: onboarding with any text {beyond:.1f} ms beyond the same in process.")
+    notes.append(
+        f"HAProxy against the other, 16 clients: {rows[5]['a second'] / rows[1]['a second']:.2f}x the requests a second."
+    )
     report("serving", "The service over HTTP, clients on the same machine", rows, notes)
 
 

@@ -1,5 +1,7 @@
 """The service as a stranger starts it: `penchant serve` in its own process, over HTTP, with real clients and a real browser."""
 
+import http.client
+import json
 import os
 import re
 import shutil
@@ -84,6 +86,34 @@ def test_a_new_user_is_onboarded_over_http_and_odd_ids_pass_the_proxy(served):
             assert client.score(user, "Explain tides.", ["One.", "Two."]).personalisation == "onboarded"
         assert client.forget("a/b %2F ü") == 1
         assert client.user("a/b %2F ü").personalisation == "unknown"
+
+
+def test_bad_input_is_refused_behind_the_proxy_and_ids_pass_it_untouched(served):
+    def send(method, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        connection.request(method, path, body, {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+    def score(body=b'{"user": "a", "prompt": "p", "responses": ["r"]}'):
+        return send("POST", "/v1/score", body)
+
+    status, answer = score(b'{"user": "' + b"x" * 10_000_000)
+    assert (status, answer["error"]["where"]) == (413, "body")
+    for sent, user in (("..", ".."), ("%2e%2e%2fb", "../b"), ("a%252Fb", "a%2Fb")):
+        assert send("GET", f"/v1/users/{sent}")[1]["user"] == user
+    halves = [socket.create_connection(("127.0.0.1", served.port), timeout=60) for _ in range(40)]
+    for half in halves:
+        half.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    started = time.monotonic()
+    assert score()[0] == 200
+    assert time.monotonic() - started < 9, "slow clients, who have 10 s, hold up others"
+    for half in halves[:20]:
+        half.close()
+    for half in halves[20:]:
+        assert half.makefile("rb").readline().split()[1] == b"408"
+        half.close()
+    assert score()[0] == 200
 
 
 def test_coheres_own_client_ranks_for_a_user(served):

@@ -23,11 +23,10 @@ _KEY_BYTES = 16
 
 def text_key(text: tuple[str, str]) -> bytes:
     """A 16-byte key of a (prompt, response) text."""
-    digest = hashlib.blake2b(digest_size=_KEY_BYTES)
-    for part in text:
-        encoded = part.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.digest()
+    prompt, response = text[0].encode("utf-8", "surrogatepass"), text[1].encode("utf-8", "surrogatepass")
+    # In one go: of a score under the frozen phase, this is the largest part.
+    counted = len(prompt).to_bytes(8, "little") + prompt + len(response).to_bytes(8, "little") + response
+    return hashlib.blake2b(counted, digest_size=_KEY_BYTES).digest()
 
 
 def default_cache_folder() -> Path:

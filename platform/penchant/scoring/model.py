@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,9 @@ from penchant.scoring.onboarding import (
 )
 from penchant.scoring.questions import Question, choose_question
 from penchant.scoring.text_scorer import TextScorer
+
+_USERS_READY = 16_384
+"""Seen users kept ready at most: a tensor of one's own costs more than a look-up, or a score of the frozen phase."""
 
 Personalisation = Literal["seen", "onboarded", "unknown"]
 """How an answer was personalised; `unknown` means not at all: the uniform score."""
@@ -100,6 +104,7 @@ class PersonalisedRewardModel:
         self.texts = TextScorer(manifest, parts, self.extractor, remembered_texts=remembered_texts)
         self._row = {user: row for row, user in enumerate(parts.user_ids)}
         self._response_row = {key: row for row, key in enumerate(parts.response_keys)}
+        self._ready: dict[str, ResolvedUser] = {}
         self._onboarded: dict[str, Tensor] = {}
 
     @classmethod
@@ -138,8 +143,12 @@ class PersonalisedRewardModel:
 
     def seen(self, user: str) -> ResolvedUser | None:
         """A user of the bundle's own, or None."""
-        row = self._row.get(user)
-        return None if row is None else ResolvedUser(user, "seen", self.parts.user_UD[row])
+        ready = self._ready.get(user)
+        if ready is None and (row := self._row.get(user)) is not None:
+            if len(self._ready) >= _USERS_READY:
+                self._ready.clear()
+            ready = self._ready[user] = ResolvedUser(user, "seen", self.parts.user_UD[row])
+        return ready
 
     def remember(self, embeddings: Mapping[str, Tensor]) -> None:
         """Makes onboarded users known to this object, by id."""
@@ -164,10 +173,13 @@ class PersonalisedRewardModel:
         """Scores of any mix of users and texts, in order; each text is encoded once, whoever asks for it."""
         texts = [(asking.prompt, response) for asking in askings for response in asking.responses]
         counts = [len(asking.responses) for asking in askings]
-        score, uniform = self.score_texts([asking.user for asking in askings], np.repeat(np.arange(len(askings)), counts), texts)
+        user_N = np.repeat(np.arange(len(askings)), counts)
+        # One list for all, dealt out: a tensor for each asking would cost more than its scores.
+        scores = self.score_texts([asking.user for asking in askings], user_N, texts)
+        own, shared = (iter(rows.tolist()) for rows in scores)
         return [
-            Scores(asking.user.user, asking.user.personalisation, self.manifest.name, own.tolist(), shared.tolist())
-            for asking, own, shared in zip(askings, score.split(counts), uniform.split(counts), strict=True)
+            Scores(user.user, user.personalisation, self.manifest.name, list(islice(own, count)), list(islice(shared, count)))
+            for user, count in zip((asking.user for asking in askings), counts, strict=True)
         ]
 
     def score_texts(self, users: Sequence[ResolvedUser], user_N: np.ndarray, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:

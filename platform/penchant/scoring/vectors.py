@@ -5,6 +5,7 @@ Shapes: N look-ups, M keys that are not there, W width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -38,7 +39,7 @@ class VectorCache:
         Args:
             compute: Rows (M, W) for these positions in `keys`, which are not there; each absent key is asked for once.
         """
-        slot_N = np.fromiter((self._slot.get(key, -1) for key in keys), np.int64, len(keys))
+        slot_N = np.fromiter(map(self._slot.get, keys, itertools.repeat(-1)), np.int64, len(keys))
         inside = slot_N >= 0
         self._clock += 1
         self._used[slot_N[inside]] = self._clock

@@ -55,6 +55,10 @@ def test_key_tells_prompt_from_response():
     assert text_key(("a", "b")) != text_key(("b", "a"))
 
 
+def test_key_is_what_caches_and_bundles_on_disk_hold():
+    assert text_key(("Why?", "Because é \ud800.")).hex() == "f0aae33218f209c0263e8aee45d58785"
+
+
 def test_cache_is_of_one_base_and_window(settings, tmp_path):
     name = cache_name(settings)
     assert name == cache_name(settings.model_copy(update={"batch_size": 1, "surface": False}))

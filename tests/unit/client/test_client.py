@@ -123,7 +123,7 @@ def test_rerank(connect, user):
     assert ranking == Ranking(user, "unknown", "b1", (Ranked(1, 0.9), Ranked(0, 0.2)))
     body = schemas.RerankBody.model_validate_json(caller.requests[0].content)
     assert (caller.requests[0].url.path, body.user, body.top_n) == ("/v1/rerank", user, 2)
-    assert body.texts() == ("Because.", "Who knows.")
+    assert body.documents == ["Because.", "Who knows."]
 
 
 def test_add_comparisons(connect):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from penchant.errors import ArtifactError, DataError
-from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+from penchant.scoring.model import Asking, PersonalisedRewardModel, TextComparison
 from penchant.scoring.onboarded import read_choices, read_onboarded, write_onboarded
 from penchant.scoring.onboarding import Comparisons
 
@@ -33,6 +33,30 @@ def test_scores_do_not_depend_on_what_they_are_asked_with(model):
     together = model.score("user-0003", "Explain tides.", texts)
     apart = [model.score("user-0003", "Explain tides.", [text]).score[0] for text in texts]
     assert together.score == pytest.approx(apart, abs=5e-3)
+
+
+def test_seen_users_are_kept_ready_within_a_bound(model, bundle, monkeypatch):
+    monkeypatch.setattr("penchant.scoring.model._USERS_READY", 2)
+    _, parts, _ = bundle
+    for row in (0, 1, 0, 2, 3, 1, 0):
+        resolved = model.resolve(parts.user_ids[row])
+        assert (resolved.user, resolved.personalisation) == (parts.user_ids[row], "seen")
+        assert torch.equal(resolved.embedding, parts.user_UD[row])
+        assert model.resolve(parts.user_ids[row]) is resolved
+        assert len(model._ready) <= 2
+    assert model.seen("nobody") is None
+
+
+def test_each_asking_of_a_batch_gets_its_own_scores_in_order(model):
+    asked = [("user-0003", "Why?", ["One.", "Two!"]), ("nobody", "Explain tides.", ["One."]), ("user-0004", "Why?", [])]
+    asked.append(("user-0011", "Explain tides.", ["Two!", "First, see what it is.", "One."]))
+    answers = model.score_batch([Asking(model.resolve(user), prompt, texts) for user, prompt, texts in asked])
+    for answer, (user, prompt, texts) in zip(answers, asked, strict=True):
+        alone = [model.score(user, prompt, [text]) for text in texts]
+        assert (answer.user, answer.personalisation) == (user, model.resolve(user).personalisation)
+        assert answer.score == pytest.approx([one.score[0] for one in alone], abs=5e-3)
+        assert answer.uniform == pytest.approx([one.uniform[0] for one in alone], abs=5e-3)
+    assert len({round(score, 2) for answer in answers for score in answer.score}) == 6, "or a mix-up could not be seen"
 
 
 @pytest.mark.parametrize(

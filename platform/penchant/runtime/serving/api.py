@@ -16,10 +16,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from penchant import __version__
 from penchant.runtime.serving.config import ServiceSettings
-from penchant.runtime.serving.engine import Knowledge
+from penchant.runtime.serving.engine import Knowledge, ScoreAnswer
 from penchant.runtime.serving.failures import Refusal, handle_failures
 from penchant.runtime.serving.gate import Gate
 from penchant.runtime.serving.schemas import (
+    USER_SCHEMA,
     ComparisonsBody,
     Failure,
     Forgotten,
@@ -42,6 +43,7 @@ _bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer pench
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Failure, "description": text}
     for status, text in {
+        400: "The body ended too soon, or is not JSON in UTF-8",
         401: "No key, or one that is not known, expired or revoked",
         403: "The key may not do this",
         408: "The body took too long",
@@ -93,7 +95,10 @@ def _allowed(service: Service, *scopes: Scope) -> Any:
     return Depends(check)
 
 
-def _user(user: Annotated[str, Path(description="A user id; escape a slash as %2F.", examples=["user-0001"])]) -> str:
+_UserParameter = Path(description="A user id; escape a slash as %2F.", examples=["user-0001"], json_schema_extra=USER_SCHEMA)
+
+
+def _user(user: Annotated[str, _UserParameter]) -> str:
     """A user id from the path, where it stands as it was sent."""
     try:
         return check_user(unquote(user, errors="strict"))
@@ -126,12 +131,13 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
     may_delete = _allowed(service, "admin")
 
     @app.post("/v1/score", responses=_REFUSALS, tags=["score"])
-    async def score(body: ScoreBody, key: Annotated[KeyRecord, may_score]) -> ScoreResult:
+    async def score(body: ScoreBody, response: Response, key: Annotated[KeyRecord, may_score]) -> ScoreResult:
         """Scores of responses to one prompt for one user, in order."""
         _check_count("responses", len(body.responses), limits.responses)
         texts = {f"body.responses.{number}": text for number, text in enumerate(body.responses)}
         _check_lengths(settings, {"body.prompt": body.prompt} | texts)
         answer = await service.score(key.tenant, body.user, body.prompt, body.responses)
+        response.headers["Server-Timing"] = _timing(answer)
         items = [
             ScoreItem(index=number, score=own, uniform=uniform)
             for number, (own, uniform) in enumerate(zip(answer.score, answer.uniform, strict=True))
@@ -140,13 +146,14 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/rerank", responses=_REFUSALS, tags=["score"], response_model_exclude_none=True)
     @app.post("/v2/rerank", responses=_REFUSALS, tags=["score"], response_model_exclude_none=True)
-    async def rerank(body: RerankBody, key: Annotated[KeyRecord, may_score]) -> RerankResult:
+    async def rerank(body: RerankBody, response: Response, key: Annotated[KeyRecord, may_score]) -> RerankResult:
         """Documents by a user's preference, best first: the request of Cohere's and Jina's clients, with `user`."""
-        documents = body.texts()
+        documents = body.documents
         _check_count("documents", len(documents), limits.responses)
         texts = {f"body.documents.{number}": text for number, text in enumerate(documents)}
         _check_lengths(settings, {"body.query": body.query} | texts)
         answer = await service.score(key.tenant, body.user or "", body.query, documents)
+        response.headers["Server-Timing"] = _timing(answer)
         order = sorted(range(len(documents)), key=lambda number: -answer.score[number])[: body.top_n]
         return RerankResult(
             id=str(uuid.uuid4()),
@@ -234,7 +241,9 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         """Whether the API runs."""
         return "ok\n"
 
-    @app.get("/readyz", tags=["operation"], response_class=PlainTextResponse, responses={503: _REFUSALS[503]})
+    unready = {"description": "Not now", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Failure"}}}}
+
+    @app.get("/readyz", tags=["operation"], response_class=PlainTextResponse, responses={503: unready})
     async def readyz() -> str:
         """Whether a request would be answered: the store takes writes, and a replica answers."""
         await asyncio.to_thread(service.store.check)
@@ -270,6 +279,11 @@ def _add_playground(app: FastAPI, service: Service) -> None:
         if key.tenant != service.settings.tenant:
             described |= {"map": [{"x": point["x"], "y": point["y"]} for point in described["map"]]}
         return described
+
+
+def _timing(answer: ScoreAnswer) -> str:
+    """The model's share of the time, in milliseconds: what `Server-Timing` is for."""
+    return f"model;dur={1000 * answer.seconds:.2f}"
 
 
 def _sigmoid(score: float) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from penchant.errors import ConfigError, DataError, PenchantError, StoreError
 from penchant.runtime.serving.schemas import Failure, Trouble
@@ -27,6 +29,12 @@ _KINDS = {
     422: "invalid_request",
     429: "busy",
     503: "unavailable",
+}
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},  # or a client that sends drop by drop would keep it open
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "2"},
 }
 _STATUS: list[tuple[type[PenchantError], int]] = [
     (Busy, 429),
@@ -55,9 +63,8 @@ def _refusal(status: int, what: str, where: str, fix: str) -> Refusal:
 def failure(status: int, what: str, *, where: str = "", fix: str = "") -> JSONResponse:
     """An answer that is not a success."""
     kind = _KINDS.get(status, "invalid_request" if status < 500 else "unavailable")
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "2"}}.get(status)
     body = Failure(error=Trouble(type=kind, message=what, where=where, fix=fix))
-    return JSONResponse(body.model_dump(), status, headers)
+    return JSONResponse(body.model_dump(), status, _HEADERS.get(status))
 
 
 def status_of(error: PenchantError) -> int:
@@ -67,8 +74,14 @@ def status_of(error: PenchantError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
+def fault(error: Exception, where: str) -> JSONResponse:
+    """The answer to a fault of ours. What an exception says may quote a text or an id: only its kind and place are logged."""
+    log.error("%s in %s\n%s", type(error).__name__, where, "".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return failure(500, "Something went wrong in the service.", where=where, fix="Try again; the log has the rest.")
+
+
 def handle_failures(app: FastAPI) -> None:
-    """Makes every error an answer of that form."""
+    """Makes every error that a request can cause an answer of that form."""
 
     @app.exception_handler(PenchantError)
     async def ours(request: Request, error: PenchantError) -> JSONResponse:
@@ -86,19 +99,24 @@ def handle_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # FastAPI's, for what Python's JSON reader chokes on
+            return failure(400, "It is no JSON in UTF-8, or nests too deep.", where="body", fix="See /docs.")
         where = f"{request.method} {_printable(request.url.path)}"
         answer = failure(error.status_code, f"{error.detail}.", where=where, fix="See /docs.")
-        for name, value in (error.headers or {}).items():
-            answer.headers[name] = value
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_methods(app, request))
         return answer
 
-    @app.exception_handler(Exception)
-    async def ours_to_mend(request: Request, error: Exception) -> JSONResponse:
-        log.error("%s in %s", type(error).__name__, request.scope.get("route"), exc_info=error)
-        return failure(500, "Something went wrong in the service.", where=request.method, fix="Try again; the log has the rest.")
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What may be done at this path: Starlette tells the methods of one route, and a path may have several."""
+    matching = [route for route in app.router.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 def _sentence(problem: Any) -> str:
+    if problem["type"] == "json_invalid":
+        return f"It is no JSON: {problem['ctx']['error']}."
     message = str(problem["msg"]).removeprefix("Value error, ")
     return message[0].upper() + message[1:].rstrip(".") + "."
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from penchant.runtime.serving.config import LimitSettings
-from penchant.runtime.serving.failures import failure
+from penchant.runtime.serving.failures import failure, fault
 from penchant.runtime.serving.measures import Measures
 
 log = logging.getLogger("penchant.requests")
@@ -39,7 +39,7 @@ class Gate:
         raw = scope.get("raw_path")
         if raw:
             scope = {**scope, "path": raw.decode("ascii", "replace").partition("?")[0]}
-        started, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 0
         self.measures.began()
 
         async def sent(message: Any) -> None:
@@ -54,8 +54,13 @@ class Gate:
                 await self.app(scope, _replay(body, receive), sent)
             else:
                 await body(scope, receive, sent)
+        except Exception as error:
+            if status:  # the answer has begun
+                raise
+            await fault(error, getattr(scope.get("route"), "path", "none"))(scope, receive, sent)
         finally:
             seconds, route = time.perf_counter() - started, getattr(scope.get("route"), "path", "none")
+            status = status or 499  # the client went away, and nobody was answered
             self.measures.ended(route, status, seconds)
             line = {"method": scope["method"], "endpoint": route, "status": status, "ms": round(1000 * seconds, 1)}
             log.info(json.dumps(line))

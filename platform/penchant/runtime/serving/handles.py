@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -69,16 +70,18 @@ class ScorerHandle:
 class CanaryScorer:
     """Two bundles behind one `Scorer`: a share of the users is answered by the canary, always the same ones.
 
-    Where the canary cannot answer, the other one does.
+    Where the canary does not answer, the other one does.
 
     Args:
         stable: The replicas of the bundle that most users have.
         canary: Those of the bundle that is tried.
         share: Of the users, whom the canary answers.
+        patience: Seconds that the canary has. When a canary is ended, its replicas go before the API's last requests to them do,
+            and these would wait for ever.
     """
 
-    def __init__(self, stable: Scorer, canary: Scorer, share: float) -> None:
-        self.stable, self.canary, self.share = stable, canary, share
+    def __init__(self, stable: Scorer, canary: Scorer, share: float, *, patience: float = 4.0) -> None:
+        self.stable, self.canary, self.share, self.patience = stable, canary, share, patience
 
     def tries(self, user: str) -> bool:
         """Whether the canary answers this user; never a request without one."""
@@ -88,8 +91,9 @@ class CanaryScorer:
     async def _ask(self, user: str, method: str, *arguments: Any) -> Any:
         if self.tries(user):
             try:
-                return await getattr(self.canary, method)(*arguments)
-            except (Busy, Unavailable) as error:
+                async with asyncio.timeout(self.patience):
+                    return await getattr(self.canary, method)(*arguments)
+            except (Busy, Unavailable, TimeoutError) as error:
                 log.warning("the canary could not answer: %s", type(error).__name__)
         return await getattr(self.stable, method)(*arguments)
 

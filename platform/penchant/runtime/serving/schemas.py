@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 Personalisation = Literal["seen", "onboarded", "unknown"]
 
@@ -36,12 +36,32 @@ def check_user(user: str) -> str:
     return _not_blank(_readable(user))
 
 
-Text = Annotated[str, AfterValidator(_readable), AfterValidator(_not_blank), Field(min_length=1)]
-User = Annotated[str, AfterValidator(check_user), Field(min_length=1, max_length=256)]
+def _document(document: object) -> str:
+    text = document.get("text") if isinstance(document, dict) else document
+    if not isinstance(text, str):
+        raise ValueError("it has no text")
+    return _not_blank(_readable(text))
+
+
+def _whole(number: object) -> object:
+    """JSON has one kind of number: 2.0 is an integer too."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+# What a text must be, as the OpenAPI says it: no NUL, and something besides white space. The validators say it to people. What
+# `\s` means differs between languages, so Python's white space is spelt out.
+_SPACE = r"\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "pattern": rf"^[^\u0000]*[^\u0000{_SPACE}][^\u0000]*$"}
+USER_SCHEMA: dict[str, Any] = _TEXT | {"maxLength": 256}
+_DOCUMENT = {"anyOf": [_TEXT, {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}]}
+
+Text = Annotated[str, AfterValidator(_readable), AfterValidator(_not_blank), WithJsonSchema(_TEXT)]
+User = Annotated[str, AfterValidator(check_user), WithJsonSchema(USER_SCHEMA)]
+Document = Annotated[str, BeforeValidator(_document), WithJsonSchema(_DOCUMENT)]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class _Answer(BaseModel):
@@ -98,6 +118,7 @@ class RerankBody(BaseModel):
 
     model_config = ConfigDict(
         extra="allow",
+        strict=True,
         use_attribute_docstrings=True,
         json_schema_extra={
             "examples": [
@@ -110,30 +131,14 @@ class RerankBody(BaseModel):
     """Whose ranking; without one, the uniform ranking."""
     query: Text
     """What the documents answer."""
-    documents: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    documents: Annotated[list[Document], Field(min_length=1)]
     """Texts, or objects with a `text`."""
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
     """How many to return; all by default."""
     return_documents: bool = False
     """Whether each result holds its document."""
     model: str | None = None
     """Accepted, and not used: the service has one model."""
-
-    @model_validator(mode="after")
-    def _check(self) -> RerankBody:
-        for number, document in enumerate(self.documents):
-            text = document.get("text") if isinstance(document, dict) else document
-            if not isinstance(text, str):
-                raise ValueError(f"document {number} has no text")
-            try:
-                _not_blank(_readable(text))
-            except ValueError as error:
-                raise ValueError(f"document {number}: {error}") from None
-        return self
-
-    def texts(self) -> tuple[str, ...]:
-        """The documents' texts, in order."""
-        return tuple(document["text"] if isinstance(document, dict) else document for document in self.documents)
 
 
 class RerankItem(_Answer):
@@ -158,7 +163,7 @@ class RerankResult(_Answer):
 
 
 class ComparisonBody(_Request):
-    """One choice: `chosen` over `rejected`, two responses to `prompt`; any text."""
+    """One choice: `chosen` over `rejected`, two responses to `prompt`; any two texts that differ."""
 
     prompt: Text
     chosen: Text
@@ -209,7 +214,7 @@ class UserResult(_Answer):
     comparisons: int
     """How many choices are stored."""
     bundle: str
-    position: tuple[float, float] | None
+    position: Annotated[list[float], Field(min_length=2, max_length=2)] | None
     """Where the user stands on the map of users."""
 
 
@@ -226,7 +231,7 @@ class NextComparison(_Answer):
 
     user: str
     prompt: str
-    responses: tuple[str, str]
+    responses: Annotated[list[str], Field(min_length=2, max_length=2)]
     bits: float
     """What the answer is expected to tell: the mutual information with who the user is, 1 at most."""
     bundle: str

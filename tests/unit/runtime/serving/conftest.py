@@ -1,6 +1,7 @@
 """The service without Ray: the same API, service and engine, with the engine called in this process."""
 
 import asyncio
+import contextlib
 
 import pytest
 from starlette.testclient import TestClient
@@ -34,7 +35,7 @@ class LocalScorer:
     async def onboard(self, before, choices, new):
         return await self._call("onboard", before, choices, new=new)
 
-    async def question(self, choices):
+    async def question(self, user, choices):
         return self.engine.bundle, await self._call("question", choices)
 
     async def place(self, known):
@@ -69,10 +70,21 @@ def engine(bundle):
     return ScoringEngine(PersonalisedRewardModel.load(bundle[0], remembered_texts=1000))
 
 
+@pytest.fixture(scope="session")
+def start(engine, bundle):
+    """Starts a service with its store in a folder, for a `with` block."""
+
+    @contextlib.contextmanager
+    def started(folder, **limits):
+        settings = ServiceSettings(bundle=str(bundle[0]), store=f"sqlite:///{folder}/users.db", limits=LimitSettings(**limits))
+        store = UserStore.open(settings.store)
+        yield Running(settings, store, engine)
+        store.close()
+
+    return started
+
+
 @pytest.fixture
-def running(engine, bundle, tmp_path):
-    limits = LimitSettings(body_bytes=20_000, text_characters=2000, responses=8, comparisons=4, comparisons_per_user=6)
-    settings = ServiceSettings(bundle=str(bundle[0]), store=f"sqlite:///{tmp_path}/users.db", limits=limits)
-    store = UserStore.open(settings.store)
-    yield Running(settings, store, engine)
-    store.close()
+def running(start, tmp_path):
+    with start(tmp_path, body_bytes=20_000, text_characters=2000, responses=8, comparisons=4, comparisons_per_user=6) as running:
+        yield running

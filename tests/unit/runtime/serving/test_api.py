@@ -1,11 +1,15 @@
 """The endpoints as a client sees them."""
 
+import asyncio
 import datetime
 import json
 
 import pytest
 
 from penchant.errors import StoreError
+from penchant.runtime.serving.config import LimitSettings
+from penchant.runtime.serving.gate import Gate
+from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import Busy, Unavailable
 
 CHOICE = ("Explain tides.", "Step one: look up. Step two: wait.", "What a lovely question, dear reader!")
@@ -216,10 +220,32 @@ def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(r
     assert answer.headers["Retry-After"]
 
 
-def test_a_fault_of_ours_is_no_traceback(running, monkeypatch):
-    monkeypatch.setattr(running.service, "score", lambda *arguments: 1 / 0)
+def test_a_fault_of_ours_is_no_traceback_and_its_log_says_where_but_quotes_nothing(running, monkeypatch, caplog):
+    monkeypatch.setattr(running.service, "score", lambda tenant, user, prompt, responses: {}[prompt])
     error = problem(running.score("user-0001"), 500)
-    assert "division" not in json.dumps(error)
+    assert "Explain tides" not in json.dumps(error) + caplog.text
+    assert "KeyError in /v1/score" in caplog.text
+    assert "test_api.py" in caplog.text
+    assert 'status="500"' in running.http.get("/metrics").text
+
+
+def test_who_goes_away_before_the_answer_is_not_counted_as_a_fault_of_ours():
+    async def app(scope, receive, send):
+        raise asyncio.CancelledError
+
+    async def receive():
+        return {"type": "http.request"}
+
+    measures = Measures()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Gate(app, LimitSettings(), measures)({"type": "http", "method": "GET", "headers": []}, receive, None))
+    assert 'status="499"' in str(measures.text())
+
+
+def test_a_path_tells_all_of_its_methods(running):
+    answer = running.http.request("OPTIONS", "/v1/users/a%2Fb")
+    assert problem(answer, 405)["where"] == "OPTIONS /v1/users/a%2Fb"
+    assert answer.headers["Allow"] == "DELETE, GET"
 
 
 def test_probes_metrics_and_the_log_hold_no_texts_ids_or_keys(running, caplog):
@@ -229,8 +255,9 @@ def test_probes_metrics_and_the_log_hold_no_texts_ids_or_keys(running, caplog):
     assert running.http.get("/healthz").text == "ok\n"
     assert running.http.get("/readyz").text == "ready\n"
     metrics = running.http.get("/metrics").text
-    assert 'penchant_score_requests_total{personalisation="onboarded"} 1.0' in metrics
-    assert "penchant_new_comparisons_total 1.0" in metrics
+    bundle = running.scorer.engine.bundle
+    assert f'penchant_score_requests_total{{bundle="{bundle}",personalisation="onboarded"}} 1.0' in metrics
+    assert f'penchant_new_comparisons_total{{bundle="{bundle}"}} 1.0' in metrics
     assert 'endpoint="/v1/users/{user}/comparisons",status="200"' in metrics.replace('le="0.002",', "")
     everything = metrics + caplog.text
     assert "gus-the-secret" not in everything
