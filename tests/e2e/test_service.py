@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -174,6 +175,49 @@ def test_it_stops_cleanly_and_what_was_acknowledged_is_there_after_a_restart(ser
             assert (known.comparisons, known.personalisation) == (1, "onboarded")
     finally:
         assert again.stop() == 0
+
+
+def roll(*arguments):
+    return subprocess.run([sys.executable, "-m", "penchant.cli", "roll", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_bundles_roll_under_requests_and_a_corrupt_one_changes_nothing(served, bundle, tmp_path):
+    corrupt = shutil.copytree(bundle[0], tmp_path / "corrupt")
+    largest = max((path for path in corrupt.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"!")
+    copy = shutil.copytree(bundle[0], tmp_path / "copy")
+    failed, over = [], threading.Event()
+
+    def score():
+        with Client(served.url, served.key, retries=0) as client:
+            while not over.is_set():
+                try:
+                    client.score("ana", "Explain tides.", ["One.", "Two."])
+                except Exception as error:
+                    failed.append(error)
+
+    asking = threading.Thread(target=score)
+    asking.start()
+    try:
+        refused = roll("--bundle", corrupt)
+        assert refused.returncode == 2, refused.stdout
+        assert largest.name in refused.stderr
+        rolled = roll("--bundle", copy, "--canary", "0.5")
+        assert rolled.returncode == 0, rolled.stderr
+        assert f"now: {bundle[0].resolve()}, and {copy} for 50% of the users" in rolled.stdout
+        ended = roll("--bundle", copy)
+        assert ended.returncode == 0, ended.stderr
+        assert f"now: {copy}\n" in ended.stdout
+    finally:
+        over.set()
+        asking.join()
+    assert not failed
+
+
+def test_a_roll_without_a_service_says_so(tmp_path):
+    assert "Give --bundle or --end-canary" in roll().stderr
+    assert "A share lies between 0 and 1" in roll("--bundle", tmp_path, "--canary", "2").stderr
+    assert roll("--end-canary", "--address", "127.0.0.1:1").returncode == 2
 
 
 @pytest.mark.parametrize(

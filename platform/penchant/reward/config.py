@@ -75,7 +75,7 @@ class ExpertSettings(Settings):
     """`clusters`: the gate starts as k-means of the users, so that each expert starts with users of its own."""
     load_balance_coef: float = Field(0.01, ge=0)
     """Weight of the load-balancing loss, over the distinct users of a step; 0 for none."""
-    steps: int = Field(80, ge=1)
+    steps: int = Field(120, ge=1)
     """Updates."""
     prompts_per_step: int = Field(4, ge=1)
     """Prompts in a step, over all workers; every comparison of a prompt is in the same step."""

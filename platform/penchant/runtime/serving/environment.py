@@ -1,4 +1,4 @@
-"""What Ray Serve reads from the environment when it is imported, here and in its actors; so it is set before that."""
+"""What Ray and Ray Serve read from the environment when they start, here and in the actors; so it is set before that."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ _SERVE = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray gives its workers the lowest priority but four: beside anything else that computes they get next to nothing.
+    "RAY_worker_niceness": "0",
 }
 _HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
