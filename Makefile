@@ -26,7 +26,8 @@ demo: $(STAMP)  ## Train, judge and show a personalised reward model on the plan
 
 .PHONY: test
 test: lint  ## Everything that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest tests/unit --numprocesses auto --dist loadfile
+	$(BIN)/pytest tests/cluster tests/e2e tests/gpu
 
 .PHONY: lint
 lint: $(STAMP)  ## Style and types

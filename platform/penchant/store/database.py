@@ -61,6 +61,11 @@ class Database:
             raise ConfigError(f"The store cannot use {address.drivername!r}.", where="the store's URL", fix=_FORMS)
         self._writer = self._engine.execution_options(writes=True)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file on this machine."""
+        return self._file is not None
+
     def close(self) -> None:
         """Closes every connection."""
         self._engine.dispose()

@@ -49,6 +49,11 @@ class UserStore(KeyStore):
             raise
         return cls(database)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file on this machine: looking up a row takes less time than handing the look-up to a thread."""
+        return self._database.is_local
+
     def close(self) -> None:
         """Closes every connection."""
         self._database.close()

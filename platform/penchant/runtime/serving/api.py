@@ -81,7 +81,7 @@ def _allowed(service: Service, *scopes: Scope) -> Any:
         fix = "Send Authorization: Bearer <key>; `penchant keys create` makes one."
         if credentials is None:
             raise Refusal(401, "There is no key.", where="Authorization", fix=fix)
-        key = await asyncio.to_thread(service.store.find_key, credentials.credentials)
+        key = await service.find_key(credentials.credentials)
         if key is None:
             raise Refusal(401, "The key is not known.", where="Authorization", fix=fix)
         if not key.valid(datetime.datetime.now(datetime.UTC)):

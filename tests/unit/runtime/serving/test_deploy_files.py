@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from penchant.errors import ConfigError
 from penchant.runtime.serving.application import check_store
 from penchant.runtime.serving.config import ServiceSettings
 from penchant.runtime.serving.engine import Batch, ScoreAnswer
+from penchant.runtime.serving.environment import prepare_environment
 from penchant.runtime.serving.measures import Measures
 
 FOLDER = Path(__file__).parents[4] / "serve"
@@ -55,6 +57,16 @@ def test_on_kubernetes_every_pod_sees_bundles_and_store(monkeypatch):
     monkeypatch.setenv("PENCHANT_STORE", "postgresql://somebody@database/penchant")
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     assert validate_settings(ServiceSettings, application["args"]).store == "postgresql://somebody@database/penchant"
+
+
+def test_what_is_set_in_the_environment_stays(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"RAY_worker_niceness": "5"})
+    prepare_environment()
+    assert os.environ["RAY_worker_niceness"] == "5"  # noqa: SIM112
+    assert os.environ["RAY_SERVE_USE_GRPC_BY_DEFAULT"] == "1"
+    assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
+    prepare_environment(haproxy=True)
+    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 
 def test_a_store_in_a_file_is_refused_where_replicas_may_run_on_several_nodes():
