@@ -49,6 +49,7 @@ class Service:
                 raise RuntimeError(path.read_text())
             time.sleep(0.2)
         self.key = found[1]
+        self.cluster = re.search(r"^roll: penchant roll --address (\S+)", path.read_text(), re.M)[1]
 
     def stop(self) -> None:
         """As Ctrl-C does."""

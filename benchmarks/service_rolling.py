@@ -54,7 +54,7 @@ def rolled(service: Service, what: str, *arguments: str, fails: bool = False) ->
     clients = Clients(service, 4)
     time.sleep(3)
     started = time.perf_counter()
-    penchant("roll", *arguments, fails=fails)
+    penchant("roll", "--address", service.cluster, *arguments, fails=fails)
     seconds = time.perf_counter() - started
     time.sleep(5)
     load = clients.stop()

@@ -187,6 +187,7 @@ def test_bundles_roll_under_requests_and_a_corrupt_one_changes_nothing(served, b
     largest.write_bytes(largest.read_bytes()[:-1] + b"!")
     copy = shutil.copytree(bundle[0], tmp_path / "copy")
     failed, over = [], threading.Event()
+    address = re.search(r"^roll: penchant roll --address (\S+)", served.log.read_text(), re.M)[1]
 
     def score():
         with Client(served.url, served.key, retries=0) as client:
@@ -202,10 +203,10 @@ def test_bundles_roll_under_requests_and_a_corrupt_one_changes_nothing(served, b
         refused = roll("--bundle", corrupt)
         assert refused.returncode == 2, refused.stdout
         assert largest.name in refused.stderr
-        rolled = roll("--bundle", copy, "--canary", "0.5")
+        rolled = roll("--bundle", copy, "--canary", "0.5", "--address", address)
         assert rolled.returncode == 0, rolled.stderr
         assert f"now: {bundle[0].resolve()}, and {copy} for 50% of the users" in rolled.stdout
-        ended = roll("--bundle", copy)
+        ended = roll("--bundle", copy, "--address", address)
         assert ended.returncode == 0, ended.stderr
         assert f"now: {copy}\n" in ended.stdout
     finally:

@@ -72,7 +72,7 @@ def serve(
     # What stops a service in a container is SIGTERM, which should be as clean as Ctrl-C. Ray has set a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _print_welcome(service.url, _new_key(settings), manifest.name, settings.store)
+        _print_welcome(service.url, service.cluster, _new_key(settings), manifest.name, settings.store)
         service.wait()
     except KeyboardInterrupt:
         console.print("Stopping.")
@@ -86,7 +86,9 @@ def roll(
         float | None, typer.Option(help="Give it to this share of the users alone, such as 0.1.", show_default=False)
     ] = None,
     end_canary: Annotated[bool, typer.Option("--end-canary", help="All users have the present bundle again.")] = False,
-    address: Annotated[str, typer.Option(help="The Ray cluster that the service runs on; `auto` finds this machine's.")] = "auto",
+    address: Annotated[
+        str, typer.Option(help="The Ray cluster that the service runs on, as `serve` printed it; `auto` finds the latest here.")
+    ] = "auto",
 ) -> None:
     """Give a running service another bundle, without a request that fails. Onboarded users carry over.
 
@@ -126,12 +128,13 @@ def _new_key(settings: Any) -> str:
     return secret
 
 
-def _print_welcome(url: str, secret: str, bundle: str, store: str) -> None:
+def _print_welcome(url: str, cluster: str, secret: str, bundle: str, store: str) -> None:
     body = '{"user": "user-0001", "prompt": "Explain tides.", "responses": ["The moon pulls on the sea.", "Step one: look up."]}'
     headers = (f"Authorization: Bearer {secret}", "content-type: application/json")
     curl = shlex.join(["curl", "-s", f"{url}/v1/score", *(part for header in headers for part in ("-H", header)), "-d", body])
     lines = [
         f"Bundle {bundle} at {url}; users in {without_password(store)}",
+        f"roll: penchant roll --address {cluster} --bundle NEW",
         f"key: {secret}",
         f"page: {url}/#key={secret}",
         f"docs: {url}/docs",

@@ -28,10 +28,15 @@ _READY_SECONDS = 180.0
 
 
 class RunningService:
-    """A service that answers."""
+    """A service that answers.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    Args:
+        url: Where.
+        cluster: The address of its Ray cluster, by which `roll` finds it.
+    """
+
+    def __init__(self, url: str, cluster: str) -> None:
+        self.url, self.cluster = url, cluster
         self._stopped = threading.Event()
 
     def wait(self) -> None:
@@ -70,7 +75,7 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
             where="penchant serve",
             fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve.",
         ) from error
-    return RunningService(url)
+    return RunningService(url, ray.get_runtime_context().gcs_address)
 
 
 def _logical_cpus(settings: ServiceSettings) -> int:
