@@ -1,5 +1,6 @@
 """`penchant serve` in a process of its own, for benchmarks: started, asked, measured, killed."""
 
+import argparse
 import collections
 import contextlib
 import http.client
@@ -17,6 +18,20 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of a benchmark over a bundle; `ready` makes the default one."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--bundle", type=ready, default="runs/demo/bundle")
+    return made
+
+
+def ready(bundle: str) -> Path:
+    """A bundle's folder; that of `make demo` is made if it is not there."""
+    if bundle == "runs/demo/bundle" and not Path(bundle).exists():
+        subprocess.run([sys.executable, "-m", "penchant.cli", "demo"], check=True)
+    return Path(bundle)
 
 
 class Service:

@@ -6,27 +6,32 @@ In each run 16 clients write 2,000 choices, each with an `Idempotency-Key`, and 
 the answers say that a client may. When a third is through, the fault comes. At the end the store is read directly.
 """
 
-import argparse
 import collections
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+import psutil
 from _report import report
-from _service import Service, ask, run_clients
+from _service import Service, ask, parser, run_clients
 
 from penchant.store import UserStore
 
 WRITES, CLIENTS, USERS = 2000, 16, 200
 
 
+def each_replica(service: Service, name: str) -> list[psutil.Process]:
+    """Of a deployment; a fault that meets nobody is none."""
+    processes = service.replicas(name)
+    assert processes, f"there is no {name}"
+    return processes
+
+
 def kill_replica(name: str):
     def fault(service: Service) -> None:
-        for process in service.replicas(name):
+        for process in each_replica(service, name):
             process.kill()
 
     return fault
@@ -34,7 +39,7 @@ def kill_replica(name: str):
 
 def hang_scorer(service: Service) -> None:
     """It answers nobody, not even Serve's health check, which replaces it."""
-    for process in service.replicas("Scorer"):
+    for process in each_replica(service, "Scorer"):
         process.send_signal(signal.SIGSTOP)
 
 
@@ -50,14 +55,6 @@ def hide_store(service: Service) -> None:
     path.rename(path.with_suffix(".away"))
     time.sleep(10)
     path.with_suffix(".away").rename(path)
-
-
-def clock_jumps(service: Service) -> None:
-    """An hour forward and back again, where this process may set the clock."""
-    now = time.time()
-    time.clock_settime(time.CLOCK_REALTIME, now + 3600)
-    time.sleep(5)
-    time.clock_settime(time.CLOCK_REALTIME, now + 5)
 
 
 def run(name: str, fault, bundle: Path) -> dict:
@@ -116,8 +113,8 @@ def strangers(bundle: Path, count: int = 10_000) -> dict:
     """Distinct users, each scored once: what the replicas keep of them."""
     with tempfile.TemporaryDirectory() as folder, Service(bundle, Path(folder), "--haproxy", "scorer.max_replicas=1") as service:
 
-        def score(connection, client, load):
-            for number in range(client, count, CLIENTS):
+        def score(connection, client, load, first: int = 0):
+            for number in range(first + client, first + count, CLIENTS):
                 body = {
                     "user": f"stranger-{number}",
                     "prompt": f"Prompt {number % 50}: explain it.",
@@ -128,18 +125,16 @@ def strangers(bundle: Path, count: int = 10_000) -> dict:
         def memory() -> float:
             return sum(process.memory_info().rss for process in service.replicas("")) / 2**20
 
-        run_clients(service, 1, lambda connection, client, load: score(connection, count - 500, load))  # what is loaded once, is
+        # As many others before, so that what is loaded once or fills up to its bound is there.
+        run_clients(service, CLIENTS, lambda connection, client, load: score(connection, client, load, first=count))
         before, load = memory(), run_clients(service, CLIENTS, score)
         return {"users": count, "seconds": load.elapsed, "not 200": load.failed(), "MiB before": before, "MiB after": memory()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
-    parser.add_argument("--only", help="Faults whose name has this in it.", default="")
-    arguments = parser.parse_args()
-    if not arguments.bundle.exists():
-        subprocess.run([sys.executable, "-m", "penchant.cli", "demo"], check=True)
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--only", help="Faults whose name has this in it.", default="")
+    arguments = arguments_of.parse_args()
     faults = {
         "none": lambda service: None,
         "kill -9 of the Scorer": kill_replica("Scorer"),
@@ -147,12 +142,11 @@ def main() -> None:
         "kill -9 of the Api": kill_replica("Api"),
         "kill -9 of the whole service": kill_service,
         "the database is away for 10 s": hide_store,
-        "the clock jumps by an hour": clock_jumps,
     }
     rows = [run(name, fault, arguments.bundle) for name, fault in faults.items() if arguments.only in name]
     assert not any(row["lost"] or row["twice"] for row in rows), rows
-    crowd = strangers(arguments.bundle)
-    notes = [f"A crowd: {', '.join(f'{name} {value:,.0f}' for name, value in crowd.items())}."]
+    crowd = strangers(arguments.bundle) if arguments.only in "strangers" else {}
+    notes = [f"Strangers: {', '.join(f'{name} {value:,.0f}' for name, value in crowd.items())}."] if crowd else []
     report("service_faults", f"{WRITES:,} choices by {CLIENTS} clients, and a fault in the middle", rows, notes)
 
 

@@ -3,10 +3,9 @@
     python benchmarks/service_load.py                # over the bundle of `make demo`
     python benchmarks/service_load.py --minutes 2
 
-Memory is the resident memory of every replica, proxy and controller, in the first and the last tenth of the time.
+Memory is the resident memory of the replicas of API and scorer, in the first and the last tenth of the time.
 """
 
-import argparse
 import csv
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from _report import report
-from _service import Service
+from _service import Service, parser
 
 from penchant.store import UserStore
 
@@ -26,12 +25,9 @@ CLIENTS = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
-    parser.add_argument("--minutes", type=float, default=10)
-    arguments = parser.parse_args()
-    if not arguments.bundle.exists():
-        subprocess.run([sys.executable, "-m", "penchant.cli", "demo"], check=True)
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--minutes", type=float, default=10)
+    arguments = arguments_of.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, memory, over = Path(name), [], threading.Event()
         acknowledged = folder / "acknowledged.txt"
@@ -84,6 +80,8 @@ def main() -> None:
     ]
     report("service_load", "Mixed requests over HTTP (locust)", rows, notes)
     assert not lost
+    assert not twice
+    assert not failures
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ Clients run on the same machine and share its cores. The model's time comes with
 service is the same model called in this process, one request after the other.
 """
 
-import argparse
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _report import report
-from _service import Load, Service, ask, run_clients
+from _service import Load, Service, ask, parser, run_clients
 
 from penchant.scoring.model import PersonalisedRewardModel, TextComparison
 
@@ -36,12 +33,9 @@ def median(seconds: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
-    parser.add_argument("--requests", type=int, default=2000)
-    arguments = parser.parse_args()
-    if not arguments.bundle.exists():
-        subprocess.run([sys.executable, "-m", "penchant.cli", "demo"], check=True)
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--requests", type=int, default=2000)
+    arguments = arguments_of.parse_args()
     torch.set_num_threads(1)
     model = PersonalisedRewardModel.load(arguments.bundle, remembered_texts=20_000)
     pool, random = questions(model), np.random.default_rng(0)

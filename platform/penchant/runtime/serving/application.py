@@ -60,7 +60,7 @@ class ScorerReplica:
         await self._alone(self.engine.check)
 
     async def _alone(self, work: Any, *arguments: Any) -> Any:
-        """Runs the engine in a thread, so that health checks are answered meanwhile."""
+        """Runs the engine in a thread, so that requests are taken in meanwhile and scored together next."""
         async with self._turn:
             return await asyncio.to_thread(work, *arguments)
 

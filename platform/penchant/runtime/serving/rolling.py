@@ -47,20 +47,26 @@ def roll(bundle: str | Path | None = None, *, canary_share: float | None = None,
         ConfigError: There is no canary to end.
         TrainingError: No service runs there, or new replicas did not start.
     """
-    folder = "" if bundle is None else str(Path(bundle).resolve())
-    if folder:
-        _self_test(Path(folder))
+    if bundle is not None:
+        _self_test(Path(bundle))
     start_ray(address)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     before = _running_settings(address)
-    if folder and canary_share is not None:
-        after = before.model_copy(update={"canary": CanarySettings(bundle=folder, share=canary_share)})
-    elif folder or before.canary is not None:
-        after = before.model_copy(update={"bundle": folder or before.bundle, "canary": None})
-    else:
-        raise ConfigError("There is no canary to end.", where=f"bundle {before.bundle}", fix="Give --bundle.")
+    after = before.model_copy(update=_changes(before, bundle, canary_share))
     _deploy(after, before)
     return Rolled(before, after)
+
+
+def _changes(before: ServiceSettings, bundle: str | Path | None, canary_share: float | None) -> dict[str, Any]:
+    """Settings that a roll changes."""
+    if bundle is None:
+        if before.canary is None:
+            raise ConfigError("There is no canary to end.", where=f"bundle {before.bundle}", fix="Give --bundle.")
+        return {"canary": None}
+    folder = str(Path(bundle).resolve())
+    if canary_share is None:
+        return {"bundle": folder, "canary": None}
+    return {"canary": CanarySettings(bundle=folder, share=canary_share)}
 
 
 def _self_test(bundle: Path) -> None:
