@@ -162,22 +162,6 @@ def test_the_page_learns_from_answers_in_a_real_browser(served):
     assert not troubles
 
 
-def test_it_stops_cleanly_and_what_was_acknowledged_is_there_after_a_restart(served, bundle, folder):
-    with Client(served.url, served.key) as client:
-        client.add_comparisons("kept", [CHOICE])
-    assert served.stop() == 0, served.log.read_text()
-    assert "Stopping." in served.log.read_text()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{served.url}/healthz")
-    again = Served(bundle[0], folder)
-    try:
-        with Client(again.url, again.key) as client:
-            known = client.user("kept")
-            assert (known.comparisons, known.personalisation) == (1, "onboarded")
-    finally:
-        assert again.stop() == 0
-
-
 def roll(*arguments):
     return subprocess.run([sys.executable, "-m", "penchant.cli", "roll", *map(str, arguments)], capture_output=True, text=True)
 
@@ -217,6 +201,22 @@ def test_bundles_roll_under_requests_and_a_corrupt_one_changes_nothing(served, b
         over.set()
         asking.join()
     assert not failed
+
+
+def test_it_stops_cleanly_and_what_was_acknowledged_is_there_after_a_restart(served, bundle, folder):
+    with Client(served.url, served.key) as client:
+        client.add_comparisons("kept", [CHOICE])
+    assert served.stop() == 0, served.log.read_text()
+    assert "Stopping." in served.log.read_text()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{served.url}/healthz")
+    again = Served(bundle[0], folder)
+    try:
+        with Client(again.url, again.key) as client:
+            known = client.user("kept")
+            assert (known.comparisons, known.personalisation) == (1, "onboarded")
+    finally:
+        assert again.stop() == 0
 
 
 def test_a_roll_without_a_service_says_so(tmp_path):
