@@ -29,6 +29,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def environment():
+    """As a stranger has it: Ray's clusters ask for a token."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    return kept | {"RAY_AUTH_TOKEN": "0" * 64, "COLUMNS": "200"}
+
+
 class Served:
     """`penchant serve`, running."""
 
@@ -42,7 +48,7 @@ class Served:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env=os.environ | {"COLUMNS": "200"},
+                env=environment(),
             )
         deadline = time.monotonic() + 150
         while not (found := re.search(r"^key: (\S+)$", self.log.read_text(), re.M)):
@@ -163,7 +169,8 @@ def test_the_page_learns_from_answers_in_a_real_browser(served):
 
 
 def roll(*arguments):
-    return subprocess.run([sys.executable, "-m", "penchant.cli", "roll", *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "penchant.cli", "roll", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
 def test_bundles_roll_under_requests_and_a_corrupt_one_changes_nothing(served, bundle, tmp_path):

@@ -17,6 +17,8 @@ LONGEST_PAUSE = 30.0
 _FIRST_PAUSE = 0.5
 # 502 and 504 are how a gateway tells that it could not connect, or that time ran out.
 _BUSY_OR_AWAY = {429, 502, 503, 504}
+# What the proxy before the service says, in words that are not the service's, while it starts and where it dies amid a request.
+_STARTING_OR_DYING = {404, 500}
 _LOST = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
 
 Outcome = httpx.Response | httpx.RequestError
@@ -114,7 +116,8 @@ def _trouble(response: httpx.Response) -> dict[str, str] | None:
 
 def _may_pass(outcome: Outcome) -> bool:
     if isinstance(outcome, httpx.Response):
-        return outcome.status_code in _BUSY_OR_AWAY
+        status = outcome.status_code
+        return status in _BUSY_OR_AWAY or (status in _STARTING_OR_DYING and _trouble(outcome) is None)
     return isinstance(outcome, _LOST)
 
 

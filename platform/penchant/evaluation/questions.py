@@ -51,7 +51,7 @@ class Interview:
         assert parts.questions is not None
         self.model, self.answerer, self.user_V = evaluator.model, answerer, user_V
         self.pool: QuestionPool = parts.questions
-        self.pairs = self.pool.pairs()
+        self.pairs = self.pool.pairs
         row = {text: number for number, text in enumerate(dataset_texts(evaluator.dataset))}
         self.row_N = np.array([row[text] for text in self.pool.texts], dtype=np.int64)
         self.known_N = evaluator.known_R[self.row_N]
@@ -108,7 +108,7 @@ def compare_questions(
     """
     dataset, parts = evaluator.dataset, evaluator.model.parts
     test = evaluator.test.take(np.flatnonzero(~dataset.seen[evaluator.test.user]))
-    if parts.questions is None or not len(parts.questions.pairs()) or parts.head_settings.kind == "linear" or not len(test):
+    if parts.questions is None or not len(parts.questions.pairs) or parts.head_settings.kind == "linear" or not len(test):
         return None
     random = np.random.default_rng(seed)
     users = np.sort(random.permutation(np.unique(test.user))[:limit])

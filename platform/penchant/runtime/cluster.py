@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -9,6 +10,7 @@ import warnings
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from penchant.errors import TrainingError
 
@@ -27,6 +29,10 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
         return
     if address is not None:
         _check_reachable(address)
+        if _is_here(address):
+            # Clusters of this machine ask for this user's token unless they are told not to. Ray itself shows it to one that it
+            # finds, but not at a given address, which might be a stranger's.
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A report waits for the controller's next look; its default is 2 s (measured: 2 s a report, 0.2 s with this).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -46,13 +52,29 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    return (host, int(port)) if port.isdigit() else None
+
+
+def _is_here(address: str) -> bool:
+    """Whether it is an address of this machine: one that a socket can be bound to."""
+    place = _host_and_port(address)
+    if place is None:
+        return False
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind((place[0], 0))
+        return True
+    return False
+
+
 def _check_reachable(address: str) -> None:
     """Ray itself tries for minutes before it says that nobody is there."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
+    place = _host_and_port(address)
+    if place is None:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection(place, timeout=5).close()
     except OSError as error:
         raise TrainingError(
             f"Nobody answers there ({error}).", where=f"--address {address}", fix="Check the address, and that the cluster is up."

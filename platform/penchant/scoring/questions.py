@@ -5,6 +5,7 @@ Shapes: N texts of the pool, Q pairs, K prototypes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class QuestionPool:
     feature_NF: Tensor
     """Their features of the frozen base."""
 
+    @functools.cached_property
     def pairs(self) -> np.ndarray:
         """Rows of two different texts with the same prompt, every pair once: int64 (Q, 2)."""
         rows: dict[str, dict[str, int]] = {}
@@ -82,7 +84,7 @@ def choose_question(
         margin_CK: score(chosen) - score(rejected) of the user's comparisons so far, under each prototype; C may be 0.
         asked: (prompt, both responses) of comparisons that are not to be asked again.
     """
-    pairs = pool.pairs()
+    pairs = pool.pairs
     gain = information_gain(score_NK[pairs[:, 0]] - score_NK[pairs[:, 1]], log_posterior(margin_CK))
     for number in gain.argsort(descending=True).tolist():
         (prompt, first), (_, second) = (pool.texts[row] for row in pairs[number])

@@ -63,7 +63,7 @@ def test_what_is_known_already_is_not_asked():
 
 def test_the_same_text_twice_is_one_and_never_a_pair():
     texts = [("p", "a"), ("p", "a"), ("p", "b"), ("q", "a")]
-    assert QuestionPool(texts, torch.zeros(4, 1)).pairs().tolist() == [[0, 2]]
+    assert QuestionPool(texts, torch.zeros(4, 1)).pairs.tolist() == [[0, 2]]
 
 
 def test_many_users_at_once_are_asked_as_each_alone():
