@@ -3,10 +3,10 @@
     python benchmarks/bounded_memory.py                                 # 512 MiB of texts, 128 MiB of room
     python benchmarks/bounded_memory.py --table-mib 2048 --room-mib 256
 
-A process of its own reads the texts of a Parquet file, computes their features with a small base of random weights, and writes
-them as the feature stage does: `FeatureCache`, then `Prepared.write_features`. Once its libraries and its base are loaded, what it
-may allocate beyond that is limited (RLIMIT_DATA: private memory; the pages of mapped files are the system's to take back). The peer
-is the same with all texts in a list, under the same limit, and without one.
+A process of its own reads the texts of a Parquet file, computes their features with a small base of random weights, and
+writes them as the feature stage does: `FeatureCache`, then `Prepared.write_features`. Once its libraries and its base are
+loaded, what it may allocate beyond that is limited (RLIMIT_DATA: private memory; the pages of mapped files are the system's to
+take back). The peer is the same with all texts in a list, under the same limit, and without one.
 """
 
 import argparse

@@ -26,8 +26,11 @@ from penchant.data import PreferenceDataset
 from penchant.graph.preference_graph import PreferenceShard, user_range
 
 _ROWS_PER_GROUP = 65_536
-_TEXTS_AT_ONCE = 16_384
-"""Texts that are held in memory at once, and that a row group of their file has."""
+_TEXTS_READ = 512
+"""Texts that are read from their file, or written to it, at once."""
+_BYTES_AT_ONCE = 2**25
+"""Of texts in a batch, about: what is held in memory while features are computed. Texts of like length are encoded together, so a
+batch is as large as it can well be."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,17 @@ class TextBatches:
     path: Path
 
     def __iter__(self) -> Iterator[list[Text]]:
+        texts: list[Text] = []
+        size = 0
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(_TEXTS_AT_ONCE, columns=["prompt", "response"]):
-                yield list(zip(batch["prompt"].to_pylist(), batch["response"].to_pylist(), strict=True))
+            for batch in file.iter_batches(_TEXTS_READ, columns=["prompt", "response"]):
+                texts += zip(batch["prompt"].to_pylist(), batch["response"].to_pylist(), strict=True)
+                size += batch.nbytes
+                if size >= _BYTES_AT_ONCE:
+                    yield texts
+                    texts, size = [], 0
+        if texts:
+            yield texts
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,8 @@ def prepare(dataset: PreferenceDataset, folder: Path) -> Prepared:
     with replace_folder(folder) as draft:
         schema = pa.schema([("prompt", pa.string()), ("response", pa.string())])
         with pq.ParquetWriter(draft / "texts.parquet", schema) as writer:
-            for start in range(0, len(dataset.responses), _TEXTS_AT_ONCE):
-                rows = slice(start, start + _TEXTS_AT_ONCE)
+            for start in range(0, len(dataset.responses), 8 * _TEXTS_READ):
+                rows = slice(start, start + 8 * _TEXTS_READ)
                 prompts = [dataset.prompts[prompt] for prompt in dataset.prompt_of_response[rows]]
                 writer.write_table(pa.table([prompts, dataset.responses[rows]], schema=schema))
         columns = {
