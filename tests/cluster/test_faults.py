@@ -111,7 +111,7 @@ def test_killed_worker(calm, tmp_path):
     thread.join()
     assert 0 < killed[0] < STEPS
     is_as_if_nothing_had_been(stage, calm)
-    assert "was lost" in stage.warnings()[0]
+    assert "is lost" in stage.warnings()[0]
     steps = stage.steps()
     back = [later for earlier, later in itertools.pairwise(steps) if later <= earlier]
     assert len(back) == 1, "it went back once"

@@ -44,8 +44,12 @@ class ProgressLog:
         """Every whole record so far."""
         if not self.path.is_file():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        records = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            # One that is being written, or that a full disk has cut short.
+            with contextlib.suppress(json.JSONDecodeError):
+                records += [json.loads(line)] if line.endswith("\n") else []
+        return records
 
 
 @contextlib.contextmanager

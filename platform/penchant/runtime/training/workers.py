@@ -26,6 +26,11 @@ from penchant.runtime.training.progress import ProgressLog
 
 _REGROUP_SECONDS = 20
 """An elastic group that was promised more than is there (a node's loss is noticed late) is made anew, smaller, after so long."""
+_LOST = {
+    "WorkerHealthCheckFailedError": "its process has ended",
+    "WorkerHealthCheckTimeoutError": "it gives no sign of life",
+}
+"""What Ray Train's errors mean."""
 _RESIZE_SECONDS = 30
 """How often an elastic group looks whether it may grow."""
 
@@ -118,9 +123,17 @@ class _Watch(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, PenchantError):
                 raise error
-        rank, error = next(iter(worker_exceptions.items()))
-        words = " ".join(str(error).split())[:160] or type(error).__name__
-        ProgressLog(self.log).write(warning=f"Worker {rank} was lost ({words}). The stage goes on from its last checkpoint.")
+        known = [
+            (rank, _LOST[type(error).__name__]) for rank, error in worker_exceptions.items() if type(error).__name__ in _LOST
+        ]
+        # A worker that is lost takes the others along: what these say is where they waited for it.
+        rank, words = known[0] if known else next((rank, _first_line(error)) for rank, error in worker_exceptions.items())
+        ProgressLog(self.log).write(warning=f"Worker {rank} is lost: {words}. The stage goes on from its last checkpoint.")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
 
 
 def _fit_beside(trainer: TorchTrainer) -> None:
