@@ -6,7 +6,8 @@
 A process of its own reads the texts of a Parquet file, computes their features with a small base of random weights, and
 writes them as the feature stage does: `FeatureCache`, then `Prepared.write_features`. Once its libraries and its base are
 loaded, what it may allocate beyond that is limited (RLIMIT_DATA: private memory; the pages of mapped files are the system's to
-take back). The peer is the same with all texts in a list, under the same limit, and without one.
+take back). Surface features are left out: they take long in Python, and hold nothing. The peer is the same with all texts in a
+list, under the same limit, and without one.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def work(folder: Path, *, stream: bool, room: int) -> None:
     from penchant.runtime.training.prepared import Prepared
 
     torch.set_num_threads(1)
-    settings = BackboneSettings(name=str(folder / "base"), max_tokens=64)
+    settings = BackboneSettings(name=str(folder / "base"), max_tokens=64, surface=False)
     extractor = FeatureExtractor(settings, FeatureCache(folder / f"cache-{stream}-{room}"))
     extractor.features([("warm", "word1 " * 100)] * 600)  # what is loaded and allocated once
     before, peak = resident_bytes(), [0]
