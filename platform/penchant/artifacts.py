@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -110,6 +111,33 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
             os.chmod(temporary, 0o644)  # safetensors gives it to its owner alone
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_rows(path: Path, name: str, shape: tuple[int, int]) -> Iterator[np.memmap]:
+    """Yields a float16 tensor to fill in place, in a safetensors file: it need not fit in memory. The file appears whole.
+
+    Raises:
+        OutputError: The disk is full or the folder may not be written.
+    """
+    size = shape[0] * shape[1] * 2
+    header = json.dumps({name: {"dtype": "F16", "shape": shape, "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                file.flush()
+                # Taken now: a disk that is full while the mapped file is written to would end the process with a signal.
+                os.posix_fallocate(file.fileno(), 0, 8 + len(header) + size)
+            rows = np.memmap(temporary, np.float16, "r+", offset=8 + len(header), shape=shape)
+            yield rows
+            rows.flush()
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +43,29 @@ class FeatureCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self) -> dict[bytes, np.ndarray]:
-        """Every cached row by key; a block that cannot be read is left out and will be computed again."""
-        rows: dict[bytes, np.ndarray] = {}
+    def blocks(self, *, values: bool = True) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """Keys and rows (N, F) of each block, one block at a time; without `values`, (0, F).
+
+        A block that cannot be read is left out, and its texts will be computed again.
+        """
         for path in sorted(self.folder.glob("block-*.safetensors")):
             try:
                 with safe_open(path, framework="np") as block:
-                    keys, values = block.get_tensor("keys"), block.get_tensor("values")
+                    keys, rows = block.get_tensor("keys"), block.get_slice("values")
+                    rows = rows[:] if values else rows[:0]
             except (SafetensorError, OSError):
                 continue
-            rows.update(zip((row.tobytes() for row in keys), values, strict=True))
+            yield [row.tobytes() for row in keys], rows
+
+    def keys(self) -> set[bytes]:
+        """The keys of every cached row."""
+        return {key for keys, _ in self.blocks(values=False) for key in keys}
+
+    def take(self, wanted: Collection[bytes]) -> dict[bytes, np.ndarray]:
+        """The cached rows (F,) among the wanted ones, by key."""
+        rows: dict[bytes, np.ndarray] = {}
+        for keys, values in self.blocks():
+            rows |= {key: value.copy() for key, value in zip(keys, values, strict=True) if key in wanted}
         return rows
 
     def add(self, keys: Sequence[bytes], values: np.ndarray) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.loading import load_backbone, locate
 from penchant.backbone.pooling import pool
-from penchant.backbone.surface import surface_features
+from penchant.backbone.surface import SURFACE_NAMES, surface_features
 from penchant.backbone.tokens import Text, tokenise
 
 _BLOCK = 512
@@ -67,43 +68,85 @@ class FeatureExtractor:
         keys = [text_key(text) for text in texts]
         if self.cache is None:
             return self._with_surface(texts, self._encode(texts))
-        found = self.cache.load()
+        found = self.cache.take(set(keys))
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
         for _ in self._fill(missing):
             pass
-        if missing:
-            found = self.cache.load()
+        found |= self.cache.take(missing)
         return self._with_surface(texts, np.stack([found[key] for key in keys]).astype(np.float32))
 
     def fill_cache(
         self,
-        texts: Sequence[Text],
+        batches: Iterable[Sequence[Text]],
         *,
         rank: int = 0,
         world_size: int = 1,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> int:
-        """Computes this worker's share of the texts that the cache lacks; returns how many it computed."""
-        if self.cache is None:
-            raise ValueError("fill_cache needs a cache.")
-        found = self.cache.load()
-        unique = {text_key(text): text for text in texts}
+        """Computes this worker's share of the texts that the cache lacks; returns how many it computed.
+
+        Args:
+            batches: The texts, a batch in memory at a time; read twice.
+        """
+        cache = self._cache()
+        found = cache.keys()
         # Dealt by the key itself: a worker that starts late must not count from what another has already filled.
-        missing = [key for key in unique if key not in found and int.from_bytes(key[:8]) % world_size == rank]
-        done = 0
-        on_progress(0, len(missing))
-        for count in self._fill({key: unique[key] for key in missing}):
-            done += count
-            on_progress(done, len(missing))
+        mine = {
+            key
+            for batch in batches
+            for key in map(text_key, batch)
+            if key not in found and int.from_bytes(key[:8]) % world_size == rank
+        }
+        done, total = 0, len(mine)
+        on_progress(0, total)
+        for batch in batches if mine else ():
+            missing = {key: text for text in batch if (key := text_key(text)) in mine}
+            mine -= missing.keys()
+            for count in self._fill(missing):
+                done += count
+                on_progress(done, total)
         return done
+
+    def write_features(self, batches: Iterable[Sequence[Text]], open_rows: Callable[[int], AbstractContextManager]) -> None:
+        """Writes the features of texts, in order, as float16 rows; neither texts nor features need fit in memory.
+
+        Args:
+            batches: The texts, a batch in memory at a time; read twice or more.
+            open_rows: From the number of features F to rows (R, F) to fill.
+        """
+        cache = self._cache()
+        self.fill_cache(batches)
+        keys = np.concatenate([np.frombuffer(b"".join(map(text_key, batch)), dtype="<u8").reshape(-1, 2) for batch in batches])
+        order = np.argsort(keys[:, 0], kind="stable")
+        first = keys[order, 0]
+        _, nothing = next(cache.blocks(values=False))
+        encoded = nothing.shape[1]
+        with open_rows(encoded + (len(SURFACE_NAMES) if self.settings.surface else 0)) as out_RF:
+            # A block at a time, to wherever its texts stand.
+            for block_keys, values in cache.blocks():
+                wanted = np.frombuffer(b"".join(block_keys), dtype="<u8").reshape(-1, 2)
+                ranges = zip(*(np.searchsorted(first, wanted[:, 0], side=side) for side in ("left", "right")), strict=True)
+                for key, value, (start, stop) in zip(wanted, values, ranges, strict=True):
+                    for row in order[start:stop]:
+                        if keys[row, 1] == key[1]:
+                            out_RF[row, :encoded] = value
+            if self.settings.surface:
+                row = 0
+                for batch in batches:
+                    out_RF[row : row + len(batch), encoded:] = surface_features([response for _, response in batch])
+                    row += len(batch)
+
+    def _cache(self) -> FeatureCache:
+        if self.cache is None:
+            raise ValueError("This needs a cache.")
+        return self.cache
 
     def _fill(self, missing: dict[bytes, Text]) -> Any:
         # Long texts first: an out-of-memory shows at once, and the padding of a batch is least.
         ordered = sorted(missing, key=lambda key: -sum(map(len, missing[key])))
         for start in range(0, len(ordered), _BLOCK):
             block = ordered[start : start + _BLOCK]
-            assert self.cache is not None
-            self.cache.add(block, self._encode([missing[key] for key in block]))
+            self._cache().add(block, self._encode([missing[key] for key in block]))
             yield len(block)
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from penchant.artifacts import read_tensors, write_rows
 from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.features import FeatureExtractor, cache_name
@@ -32,14 +33,27 @@ def test_features_are_the_same_cached_or_not_in_any_batch(settings, tmp_path):
 def test_workers_fill_the_cache_together(settings, tmp_path):
     texts = [(f"Prompt {number}", "Try it today!") for number in range(20)]
     counts = [
-        FeatureExtractor(settings, FeatureCache(tmp_path)).fill_cache(texts * 2, rank=rank, world_size=2) for rank in range(2)
+        FeatureExtractor(settings, FeatureCache(tmp_path)).fill_cache([texts, texts], rank=rank, world_size=2)
+        for rank in range(2)
     ]
     assert sum(counts) == 20, "a worker that starts late takes its own share all the same"
     assert min(counts) > 0
-    assert set(FeatureCache(tmp_path).load()) == {text_key(text) for text in texts}
+    assert FeatureCache(tmp_path).keys() == {text_key(text) for text in texts}
     untouched = FeatureExtractor(settings, FeatureCache(tmp_path))
     untouched._load = lambda: pytest.fail("the base model was loaded for cached texts")
     untouched.features(texts)
+
+
+def test_features_in_a_file_are_those_in_memory(settings, tmp_path):
+    texts = [(f"Prompt {number % 7}", f"Try it today! {number % 5}") for number in range(90)]
+    batches = [texts[:40], texts[40:41], texts[41:]]
+    extractor = FeatureExtractor(settings, FeatureCache(tmp_path / "cache"))
+    path = tmp_path / "features.safetensors"
+    extractor.write_features(batches, lambda width: write_rows(path, "features", (len(texts), width)))
+    kept = read_tensors(path)["features"].numpy()
+    assert kept.dtype == np.float16
+    assert np.array_equal(kept, extractor.features(texts).astype(np.float16)), "texts that stand twice have their features twice"
+    assert [found.name for found in tmp_path.glob("*features*")] == ["features.safetensors"]
 
 
 def test_damaged_block_is_computed_again(settings, tmp_path):

@@ -49,3 +49,6 @@ def test_progress_skips_a_line_that_is_being_written(tmp_path):
     with log.path.open("a") as file:
         file.write('{"done": 2, "to')
     assert log.read() == [{"done": 1, "total": 2}]
+    log.write(done=3, total=3)
+    log.write(done=4, total=4)
+    assert [record["done"] for record in log.read()] == [1, 4], "what was cut short spoils its own line alone"

@@ -121,3 +121,17 @@ def test_nothing_is_learnt_from_one_user(cohorts, said):
     )  # fmt: skip
     with pytest.raises(DataError, match=said):
         _check_learnable(dataset)
+
+
+def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):
+    from penchant.runtime.training import prepared as module
+
+    prepared = prepare(planted[0], tmp_path / "prepared")
+    dataset = planted[0]
+    whole = [(dataset.prompts[at], text) for at, text in zip(dataset.prompt_of_response, dataset.responses, strict=True)]
+    assert prepared.texts() == whole
+    monkeypatch.setattr(module, "_TEXTS_READ", 7)
+    monkeypatch.setattr(module, "_BYTES_AT_ONCE", 1)
+    batches = list(prepared.text_batches())
+    assert [text for batch in batches for text in batch] == whole
+    assert max(map(len, batches)) == 7

@@ -1,9 +1,12 @@
+import errno
 import socket
 
 import pytest
 
-from penchant.errors import DataError, TrainingError
+from penchant.config import load_settings
+from penchant.errors import ConfigError, DataError, OutputError, TrainingError
 from penchant.runtime.cluster import start_ray
+from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.workers import _cause
 
 
@@ -24,3 +27,18 @@ def test_a_workers_mistake_comes_through_rays_wrapping():
     other = _cause(RuntimeError("first line\nlast line"), "graph")
     assert isinstance(other, TrainingError)
     assert "last line" in str(other)
+
+
+def test_full_disk_comes_through_rays_wrapping():
+    wrapped = RuntimeError("the controller failed")
+    wrapped.controller_failure = OSError(errno.ENOSPC, "No space left on device")
+    full = _cause(wrapped, "graph")
+    assert isinstance(full, OutputError)
+    assert "The disk is full" in str(full)
+    assert isinstance(_cause(OSError(errno.ECONNRESET, "reset"), "graph"), TrainingError)
+
+
+def test_fewer_workers_at_least_than_at_most():
+    assert load_settings(WorkerSettings, overrides=["min_workers=1", "num_workers=2"]).min_workers == 1
+    with pytest.raises(ConfigError, match="min_workers is more than num_workers"):
+        load_settings(WorkerSettings, overrides=["min_workers=3", "num_workers=2"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penchant.backbone.config import BackboneSettings
 from penchant.config import Settings
@@ -16,6 +16,9 @@ class WorkerSettings(Settings):
 
     num_workers: int | None = Field(None, ge=1)
     """Training workers; by default one for each GPU, or one with all cores where there is no GPU."""
+    min_workers: int | None = Field(None, ge=1)
+    """Where a node is lost and does not come back, the stage goes on with as few as this; by default it waits for another node.
+    With fewer workers the graph stage computes the same; the reward stage's dropout is drawn anew."""
     threads: int | None = Field(None, ge=1)
     """Threads of each worker; by default the cores shared among the workers."""
     use_gpu: bool | None = None
@@ -24,6 +27,14 @@ class WorkerSettings(Settings):
     """Times that a stage is taken up again from its last checkpoint after a worker died."""
     checkpoint_seconds: float = Field(20.0, gt=0)
     """Time between checkpoints: what a failure or an interruption costs at most."""
+    hang_seconds: float = Field(300.0, gt=0)
+    """A worker that gives no sign of life, or keeps the others waiting in an exchange, for so long is taken for dead."""
+
+    @model_validator(mode="after")
+    def _check(self) -> WorkerSettings:
+        if self.min_workers and self.num_workers and self.min_workers > self.num_workers:
+            raise ValueError("min_workers is more than num_workers")
+        return self
 
 
 class EvaluationSettings(Settings):

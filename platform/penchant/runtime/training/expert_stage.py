@@ -22,11 +22,12 @@ from penchant.reward.expert_training import ExpertData, ExpertTrainer
 from penchant.reward.experts import ExpertModel, add_experts, add_lora, start_gates_as_clusters
 from penchant.reward.heads import RewardHead, make_head
 from penchant.reward.training import UserTable
+from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.reward_stage import user_tables
 from penchant.runtime.training.sharding import average, shard_base
-from penchant.runtime.training.workers import Checkpointer, prepare_worker
+from penchant.runtime.training.workers import prepare_worker
 from penchant.scoring.experts import save_model
 from penchant.scoring.onboarding import fit_prototypes
 
@@ -40,7 +41,7 @@ def missing_activations(backbone: BackboneSettings, settings: ExpertSettings, pr
     if lowest == 0 or settings.activation_gib == 0:
         return 0
     cache = ActivationCache(activation_folder(backbone, lowest), budget_bytes=0)
-    return sum(text_key(text) not in cache for text in prepared.texts())
+    return sum(text_key(text) not in cache for batch in prepared.text_batches() for text in batch)
 
 
 def activation_loop(config: dict[str, Any]) -> None:
@@ -53,14 +54,20 @@ def activation_loop(config: dict[str, Any]) -> None:
     reader = cached_activations(whole, tokenizer, settings, experts, workers=context.get_world_size())
     if reader is None:
         return
-    started = time.monotonic()
+    started, rank, workers = time.monotonic(), context.get_world_rank(), context.get_world_size()
+    looked_at = 0
 
     def report(done: int, total: int) -> None:
-        if context.get_world_rank() == 0:
-            log.write(done=done, total=total, note=f"{done / max(1e-9, time.monotonic() - started):.0f} texts/s a worker")
+        if rank == 0:
+            done += looked_at
+            rate = done / max(1e-9, time.monotonic() - started)
+            log.write(done=done, total=-(-prepared.num_responses // workers), note=f"{rate:.0f} texts/s a worker")
 
-    mine = prepared.texts()[context.get_world_rank() :: context.get_world_size()]
-    reader.fill(mine, on_progress=report)
+    for batch in prepared.text_batches():
+        mine = batch[rank::workers]
+        if reader.fill(mine, on_progress=report):
+            break  # its part of the budget is used up
+        looked_at += len(mine)
 
 
 def expert_loop(config: dict[str, Any]) -> None:
@@ -68,7 +75,7 @@ def expert_loop(config: dict[str, Any]) -> None:
     device = prepare_worker(config)
     backbone, settings = _settings(config)
     prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
-    checkpointer = Checkpointer(config["checkpoint_seconds"])
+    checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     whole, tokenizer = load_backbone(backbone, device)
     reader = TextReader(tokenizer, backbone, cached_activations(whole, tokenizer, backbone, settings), device)
     columns = prepared.comparisons()
@@ -113,7 +120,8 @@ def expert_loop(config: dict[str, Any]) -> None:
             clock = torch.tensor(time.monotonic() - started)
             checkpointer.save(trainer.state() | {"seconds": clock}, step=progress.step)
     summary = {
-        "valid_accuracy": accuracy,
+        # Taken up from a checkpoint of the very last step, it has not looked yet.
+        "valid_accuracy": accuracy or trainer.validate(),
         "steps": trainer.step_number,
         "sequences": trainer.sequences,
         "seconds": round(time.monotonic() - started, 2),

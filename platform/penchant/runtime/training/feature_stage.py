@@ -23,8 +23,8 @@ def feature_cache(settings: BackboneSettings) -> FeatureCache:
 
 def missing_texts(settings: BackboneSettings, prepared: Prepared) -> int:
     """How many texts the cache lacks; when none, no worker is needed."""
-    found = feature_cache(settings).load()
-    return len({key for key in map(text_key, prepared.texts()) if key not in found})
+    found = feature_cache(settings).keys()
+    return len({key for batch in prepared.text_batches() for key in map(text_key, batch) if key not in found})
 
 
 def feature_loop(config: dict[str, Any]) -> None:
@@ -40,4 +40,5 @@ def feature_loop(config: dict[str, Any]) -> None:
         if context.get_world_rank() == 0:
             log.write(done=done, total=total, note=f"{done / max(1e-9, time.monotonic() - started):.0f} texts/s a worker")
 
-    extractor.fill_cache(prepared.texts(), rank=context.get_world_rank(), world_size=context.get_world_size(), on_progress=report)
+    workers = {"rank": context.get_world_rank(), "world_size": context.get_world_size()}
+    extractor.fill_cache(prepared.text_batches(), **workers, on_progress=report)

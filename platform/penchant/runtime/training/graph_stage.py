@@ -14,17 +14,18 @@ from penchant.graph.collectives import current
 from penchant.graph.config import CandidateSettings, GraphSettings
 from penchant.graph.preference_graph import user_range
 from penchant.graph.training import GraphTrainer
+from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog
-from penchant.runtime.training.workers import Checkpointer, prepare_worker
+from penchant.runtime.training.workers import prepare_worker
 
 
 def graph_loop(config: dict[str, Any]) -> None:
     """What each worker runs: every candidate in turn, from the last checkpoint on."""
     device = prepare_worker(config)
-    collective, checkpointer = current(), Checkpointer(config["checkpoint_seconds"])
     settings = GraphSettings.model_validate(config["graph"])
     prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    collective, checkpointer = current(), Checkpointer(config["checkpoint_seconds"], log)
     train, valid = prepared.shards(collective.rank, collective.world_size)
     uses_text = any(candidate.encoder.uses_text for candidate in settings.candidates.values())
     features = prepared.features().float() if uses_text else None

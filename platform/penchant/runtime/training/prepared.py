@@ -8,6 +8,7 @@ groups.safetensors     one-hot groups of the seen users (U, G), where groups are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,38 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from penchant.artifacts import read_json, read_tensors, replace_folder, write_json, write_tensors
+from penchant.artifacts import read_json, read_tensors, replace_folder, write_json, write_rows, write_tensors
+from penchant.backbone.features import FeatureExtractor
+from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
 from penchant.graph.preference_graph import PreferenceShard, user_range
 
 _ROWS_PER_GROUP = 65_536
+_TEXTS_READ = 512
+"""Texts that are read from their file, or written to it, at once."""
+_BYTES_AT_ONCE = 2**25
+"""Of texts in a batch, about: what is held in memory while features are computed. Texts of like length are encoded together, so a
+batch is as large as it can well be."""
+
+
+@dataclass(frozen=True)
+class TextBatches:
+    """The texts of a Parquet file with columns prompt and response, in order; each time it is iterated the file is read anew."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[list[Text]]:
+        texts: list[Text] = []
+        size = 0
+        with pq.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(_TEXTS_READ, columns=["prompt", "response"]):
+                texts += zip(batch["prompt"].to_pylist(), batch["response"].to_pylist(), strict=True)
+                size += batch.nbytes
+                if size >= _BYTES_AT_ONCE:
+                    yield texts
+                    texts, size = [], 0
+        if texts:
+            yield texts
 
 
 @dataclass(frozen=True)
@@ -40,10 +68,13 @@ class Prepared:
         counts = read_json(Path(folder) / "counts.json")
         return cls(Path(folder), counts["users"], counts["responses"])
 
-    def texts(self) -> list[tuple[str, str]]:
-        """(prompt, response) of every response."""
-        table = pq.read_table(self.folder / "texts.parquet")
-        return list(zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True))
+    def text_batches(self) -> TextBatches:
+        """(prompt, response) of every response, a batch in memory at a time."""
+        return TextBatches(self.folder / "texts.parquet")
+
+    def texts(self) -> list[Text]:
+        """(prompt, response) of every response, all in memory."""
+        return [text for batch in self.text_batches() for text in batch]
 
     def prompts(self) -> np.ndarray:
         """The prompt of every response, counted from 0: int64 (R,)."""
@@ -54,9 +85,10 @@ class Prepared:
         """Features of the responses: (R, F), float16."""
         return read_tensors(self.folder / "features.safetensors")["features"]
 
-    def write_features(self, feature_RF: np.ndarray) -> None:
-        """Keeps the features for the stages to come."""
-        write_tensors(self.folder / "features.safetensors", {"features": torch.from_numpy(feature_RF).half()})
+    def write_features(self, extractor: FeatureExtractor) -> None:
+        """Keeps the features for the stages to come, in a file that is filled a part at a time."""
+        path = self.folder / "features.safetensors"
+        extractor.write_features(self.text_batches(), lambda width: write_rows(path, "features", (self.num_responses, width)))
 
     def groups(self) -> Tensor | None:
         """One-hot groups (U, G), or None where they are not known."""
@@ -95,11 +127,12 @@ def prepare(dataset: PreferenceDataset, folder: Path) -> Prepared:
     user = seen_row[comparisons.user]
     order = np.argsort(user, kind="stable")
     with replace_folder(folder) as draft:
-        texts = {
-            "prompt": pa.array([dataset.prompts[row] for row in dataset.prompt_of_response], pa.string()),
-            "response": pa.array(list(dataset.responses), pa.string()),
-        }
-        pq.write_table(pa.table(texts), draft / "texts.parquet")
+        schema = pa.schema([("prompt", pa.string()), ("response", pa.string())])
+        with pq.ParquetWriter(draft / "texts.parquet", schema) as writer:
+            for start in range(0, len(dataset.responses), 8 * _TEXTS_READ):
+                rows = slice(start, start + 8 * _TEXTS_READ)
+                prompts = [dataset.prompts[prompt] for prompt in dataset.prompt_of_response[rows]]
+                writer.write_table(pa.table([prompts, dataset.responses[rows]], schema=schema))
         columns = {
             "user": user[order],
             "chosen": comparisons.chosen[order],

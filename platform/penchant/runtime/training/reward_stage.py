@@ -15,9 +15,10 @@ from penchant.artifacts import read_tensors, replace_folder, write_json, write_t
 from penchant.graph.sampling import fold_of
 from penchant.reward.config import RewardSettings
 from penchant.reward.training import RewardData, RewardTrainer, UserTable
+from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog
-from penchant.runtime.training.workers import Checkpointer, prepare_worker
+from penchant.runtime.training.workers import prepare_worker
 
 
 def reward_loop(config: dict[str, Any]) -> None:
@@ -25,7 +26,7 @@ def reward_loop(config: dict[str, Any]) -> None:
     device = prepare_worker(config)
     settings = RewardSettings.model_validate(config["reward"])
     prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
-    checkpointer = Checkpointer(config["checkpoint_seconds"])
+    checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     columns = prepared.comparisons()
     users = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
     data = RewardData(

@@ -107,8 +107,7 @@ class Stages:
                     "cache": str(feature_cache(backbone).folder.resolve()),
                 },
             )
-        extractor = FeatureExtractor(backbone, feature_cache(backbone))
-        prepared.write_features(extractor.features(prepared.texts()))
+        prepared.write_features(FeatureExtractor(backbone, feature_cache(backbone)))
         self.run.mark_done("prepared", inputs)
         return prepared
 
@@ -198,8 +197,9 @@ class Stages:
         return model.texts.expert_table(made, dataset_texts(self.dataset))
 
     def history(self, stage: str) -> list[dict[str, Any]]:
-        """The learning curve of a stage."""
-        return ProgressLog(self.run.log(stage)).read()
+        """The learning curve of a stage. Steps that were done again after a fault are in it once."""
+        records = (record for record in ProgressLog(self.run.log(stage)).read() if "step" in record)
+        return list({(record.get("candidate"), record["step"]): record for record in records}.values())
 
     def _run(self, name: str, loop: Any, inputs: Any, config: dict[str, Any]) -> None:
         log = ProgressLog(self.run.log(name))

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import tempfile
+import math
+import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 import ray.train
+import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from safetensors.torch import load_file, save_file
 
-from penchant.errors import PenchantError, TrainingError
+from penchant.artifacts import explain_disk_errors
+from penchant.errors import OutputError, PenchantError, TrainingError
+from penchant.runtime.training.checkpoints import CheckpointStorage
 from penchant.runtime.training.config import WorkerSettings
+from penchant.runtime.training.progress import ProgressLog
+
+_REGROUP_SECONDS = 20
+"""An elastic group that was promised more than is there (a node's loss is noticed late) is made anew, smaller, after so long."""
+_LOST = {
+    "WorkerHealthCheckFailedError": "its process has ended",
+    "WorkerHealthCheckTimeoutError": "it gives no sign of life",
+}
+"""What Ray Train's errors mean."""
+_RESIZE_SECONDS = 30
+"""How often an elastic group looks whether it may grow."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,8 @@ class WorkerGroup:
     """How many workers a stage gets, and what each may use."""
 
     num_workers: int
+    min_workers: int
+    """Fewer than `num_workers` where the stage may go on with so few."""
     threads: int
     use_gpu: bool
 
@@ -38,14 +54,15 @@ def choose_workers(settings: WorkerSettings) -> WorkerGroup:
     if use_gpu and gpus == 0:
         raise TrainingError("The cluster has no GPU.", where="workers.use_gpu", fix="Leave it out, or set it to false.")
     num_workers = settings.num_workers or (gpus if use_gpu else 1)
+    min_workers = min(settings.min_workers or num_workers, num_workers)
     available = gpus if use_gpu else cores
-    if num_workers > available:
+    if min_workers > available:
         raise TrainingError(
-            f"{num_workers} workers were asked for and the cluster has {available} {'GPUs' if use_gpu else 'cores'}.",
+            f"{min_workers} workers were asked for and the cluster has {available} {'GPUs' if use_gpu else 'cores'}.",
             where="workers.num_workers",
             fix="Ask for fewer.",
         )
-    return WorkerGroup(num_workers, settings.threads or max(1, cores // num_workers), use_gpu)
+    return WorkerGroup(num_workers, min_workers, settings.threads or max(1, cores // num_workers), use_gpu)
 
 
 def run_stage(
@@ -62,16 +79,29 @@ def run_stage(
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
     """
     group = choose_workers(settings)
+    filesystem, path = pafs.FileSystem.from_uri(str(storage))
+    log = ProgressLog(Path(config["log"]))
+    CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
+    # Ray Train takes these from the driver's environment, and hands them on.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
+    elastic = group.min_workers < group.num_workers
+    if elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_REGROUP_SECONDS))
     trainer = TorchTrainer(
         loop,
         train_loop_config=config | {"threads": group.threads, "checkpoint_seconds": settings.checkpoint_seconds},
-        scaling_config=ScalingConfig(num_workers=group.num_workers, use_gpu=group.use_gpu),
-        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=ScalingConfig(
+            num_workers=(group.min_workers, group.num_workers) if elastic else group.num_workers,
+            use_gpu=group.use_gpu,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+        ),
+        torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_Watch(log.path)],
         ),
     )
     try:
@@ -80,6 +110,30 @@ def run_stage(
         raise
     except Exception as error:
         raise _cause(error, name) from error
+
+
+class _Watch(UserCallback):
+    """Beside the workers: says when one is lost, and ends the stage at once for what another try cannot mend."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises the user's mistake, which Ray Train does not try again; says what else it was."""
+        for error in worker_exceptions.values():
+            if isinstance(error, PenchantError):
+                raise error
+        known = [
+            (rank, _LOST[type(error).__name__]) for rank, error in worker_exceptions.items() if type(error).__name__ in _LOST
+        ]
+        # A worker that is lost takes the others along: what these say is where they waited for it.
+        rank, words = known[0] if known else next((rank, _first_line(error)) for rank, error in worker_exceptions.items())
+        ProgressLog(self.log).write(warning=f"Worker {rank} is lost: {words}. The stage goes on from its last checkpoint.")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__
 
 
 def _fit_beside(trainer: TorchTrainer) -> None:
@@ -100,13 +154,22 @@ def _fit_beside(trainer: TorchTrainer) -> None:
 
 
 def _cause(error: BaseException, stage: str) -> PenchantError:
-    """The user's mistake behind Ray's wrapping, if there is one."""
+    """The user's mistake behind Ray's wrapping, or a full disk, if there is one."""
     failures = getattr(error, "worker_failures", None) or {}
-    seen: list[BaseException] = [error, *failures.values()]
+    controller = getattr(error, "controller_failure", None)
+    seen: list[BaseException] = [error, *failures.values(), *([controller] if controller else [])]
     for candidate in seen:
         for cause in (candidate, getattr(candidate, "cause", None), candidate.__cause__):
             if isinstance(cause, PenchantError):
                 return cause
+            if isinstance(cause, OSError):
+                try:
+                    with explain_disk_errors(Path(stage)):
+                        raise cause
+                except OutputError as explained:
+                    return explained
+                except OSError:
+                    pass
     last = str(seen[-1]).strip().splitlines()
     return TrainingError(
         f"The stage failed: {last[-1] if last else type(seen[-1]).__name__}",
@@ -119,59 +182,3 @@ def prepare_worker(config: dict[str, Any]) -> torch.device:
     """Sets this worker's threads and returns its device."""
     torch.set_num_threads(config["threads"])
     return ray.train.torch.get_device()
-
-
-class Resumable(Protocol):
-    """What can be taken up from its tensors."""
-
-    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes up where the tensors were saved."""
-
-
-class Checkpointer:
-    """Saves a worker's tensors every so often, and finds the last saved ones again.
-
-    Every worker calls it at the same steps; each writes its own file, and a checkpoint counts when all have.
-    """
-
-    def __init__(self, every_seconds: float) -> None:
-        self.every_seconds, self._last = every_seconds, time.monotonic()
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-
-    def load(self) -> list[dict[str, torch.Tensor]]:
-        """The last checkpoint's tensors, a dictionary for each worker that wrote it; empty where there is none."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return []
-        with checkpoint.as_directory() as folder:
-            return [load_file(path) for path in sorted(Path(folder).glob("worker-*.safetensors"))]
-
-    def resume(self, trainer: Resumable) -> float:
-        """Takes a trainer whose state is the same on every worker up from the last checkpoint; returns the seconds spent before.
-
-        Any worker's file will do, whatever their number is now.
-        """
-        saved = self.load()
-        if not saved:
-            return 0.0
-        seconds = float(saved[0].pop("seconds"))
-        trainer.load_state(saved[0])
-        return seconds
-
-    def due(self) -> bool:
-        """Whether it is time, decided by the first worker for all."""
-        due = time.monotonic() - self._last >= self.every_seconds
-        if self.world_size > 1:
-            flag = torch.tensor(float(due), device=ray.train.torch.get_device())
-            torch.distributed.broadcast(flag, src=0)
-            due = bool(flag)
-        return due
-
-    def save(self, tensors: dict[str, torch.Tensor], **metrics: Any) -> None:
-        """Saves this worker's tensors as part of a checkpoint."""
-        with tempfile.TemporaryDirectory() as folder:
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, Path(folder) / f"worker-{self.rank:05d}.safetensors")
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self._last = time.monotonic()

@@ -1,0 +1,146 @@
+"""Weak scaling of the graph stage: one worker, and two with twice the users, one thread each; and what they exchange.
+
+    python benchmarks/graph_weak_scaling.py                # 50,000 users a worker, 5,000 responses
+    python benchmarks/graph_weak_scaling.py --users 10000
+
+The two take turns, a block of steps each, so that what else the machine does meets both alike. Every exchange is counted where it
+is made, and held against the formula: of L layers, R responses and D dims, a step exchanges, in float32,
+
+    2 signs x L layers x (forward + backward) x R x D      partial sums of the responses, and their gradients
+    + 2 signs x R                                          degrees
+    + P                                                    gradients of what every worker holds (P parameters)
+    + 2                                                    the count of scored comparisons, and the loss
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from _report import report
+from _turns import Turns
+
+from penchant.graph.collectives import current
+from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
+from penchant.graph.preference_graph import PreferenceShard, user_range
+from penchant.graph.training import GraphTrainer
+
+ROUNDS, STEPS = 8, 3
+
+
+def make_shard(users: int, responses: int, per_user: int, rank: int, world_size: int) -> PreferenceShard:
+    """Users' choices among responses whose popularity falls off like Zipf's law; a worker makes those of its users alone."""
+    start, stop = user_range(rank, world_size, users)
+    random = np.random.default_rng(rank)
+    count = (stop - start) * per_user
+    popular = lambda: (responses * random.random(count) ** 2).astype(np.int64)  # noqa: E731
+    user = np.repeat(np.arange(start, stop), per_user)
+    return PreferenceShard.build(
+        user, popular(), popular(), np.arange(start * per_user, stop * per_user),
+        first_user=start, num_users=stop - start, num_responses=responses,
+    )  # fmt: skip
+
+
+def count_bytes() -> list[int]:
+    """Counts what `all_reduce` is given, from now on."""
+    counted, plain = [0], dist.all_reduce
+
+    def counting(tensor, *arguments, **named):  # type: ignore[no-untyped-def]
+        counted[0] += tensor.nbytes
+        return plain(tensor, *arguments, **named)
+
+    dist.all_reduce = counting
+    return counted
+
+
+def measure(options: dict, world_size: int, rank: int) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{options['out']}/meet", rank=rank, world_size=world_size)
+    counted = count_bytes()
+    users = options["users"] * world_size
+    shard = make_shard(users, options["responses"], options["per_user"], rank, world_size)
+    nothing = PreferenceShard.build(
+        *(np.zeros(0, dtype=np.int64),) * 4,
+        first_user=shard.first_user, num_users=shard.num_users, num_responses=shard.num_responses,
+    )  # fmt: skip
+    encoder = EncoderSettings(dim=options["dim"], num_layers=options["layers"], response_init="id", user_init="id")
+    settings = CandidateSettings(encoder=encoder, optimization=OptimizationSettings(supervision_share=0.5))
+    trainer = GraphTrainer(settings, shard, nothing, features=None, collective=current())
+    trainer.step()
+    counted[0] = 0
+    seconds = []
+    turns = Turns(Path(options["out"]), ["one", "two"], "one" if world_size == 1 else "two", leads=rank == 0)
+    for _ in range(ROUNDS):
+        turns.wait()
+        if world_size > 1:
+            dist.barrier()
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            trainer.step()
+        seconds.append((time.perf_counter() - started) / STEPS)
+        turns.give()
+    shared = sum(parameter.numel() for parameter in trainer.encoder.replicated_parameters())
+    responses, dim, layers = options["responses"], options["dim"], options["layers"]
+    result = {
+        "users": users,
+        "seconds": seconds,
+        "bytes": counted[0] / (ROUNDS * STEPS),
+        "formula": 4 * (2 * layers * 2 * responses * dim + 2 * responses + shared + 2) if world_size > 1 else 0,
+    }
+    Path(options["out"], f"{world_size}-{rank}.json").write_text(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=50_000, help="of each worker")
+    parser.add_argument("--responses", type=int, default=5_000)
+    parser.add_argument("--per-user", type=int, default=16)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    options = vars(parser.parse_args())
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, __file__, "--measure", json.dumps(options | {"out": out})]
+        workers = [(1, 0), (2, 0), (2, 1)]
+        processes = [subprocess.Popen([*command, str(world_size), str(rank)]) for world_size, rank in workers]
+        if sum(process.wait() for process in processes):
+            raise SystemExit("a worker failed")
+        results = [json.loads(Path(out, f"{size}-{rank}.json").read_text()) for size, rank in workers]
+    rows = [
+        {
+            "workers": size,
+            "users": result["users"],
+            "comparisons": result["users"] * options["per_user"],
+            "seconds a step": statistics.median(result["seconds"]),
+            "fastest": min(result["seconds"]),
+            "exchanged, MB a step": result["bytes"] / 1e6,
+            "formula, MB": result["formula"] / 1e6,
+        }
+        for (size, rank), result in zip(workers, results, strict=True)
+        if rank == 0
+    ]
+    assert all(result["bytes"] == result["formula"] for result in results), results
+    pairs = [two / one for one, two in zip(results[0]["seconds"], results[1]["seconds"], strict=True)]
+    report(
+        "graph_weak_scaling",
+        f"Graph stage, one thread a worker: dim {options['dim']}, {options['layers']} layers, {options['responses']:,} responses",
+        rows,
+        [
+            f"Two workers with twice the users: {statistics.median(pairs):.2f}x the time of a step (median of {ROUNDS} turns).",
+            "The bytes are what each worker gives to the sums; a ring of N sends 2 (N - 1) / N of them.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()
