@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import warnings
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
+from rich.console import Console
 
 from penchant.errors import TrainingError
+from penchant.runtime.training.config import WorkerSettings
+
+_POLL_SECONDS = 1.0
 
 
 def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> None:
@@ -44,6 +50,26 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
             fix="Check the address; if the cluster asks for tokens, set RAY_AUTH_MODE=token (`ray start` says so).",
         ) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def wait_for_workers(settings: WorkerSettings, console: Console) -> None:
+    """Asks an autoscaled cluster for the workers that the settings want, and waits until they are there, or for `wait_seconds`.
+
+    What is there then is for `choose_workers` to judge. The request is taken back: the workers hold their nodes themselves.
+    """
+    kind, count = "GPU" if settings.use_gpu else "CPU", settings.num_workers or 1
+
+    def lacking() -> bool:
+        return float(ray.cluster_resources().get(kind, 0)) < count
+
+    if not settings.wait_seconds or not lacking():
+        return
+    request_resources(bundles=[{kind: 1}] * count)
+    until = time.monotonic() + settings.wait_seconds
+    with console.status(f"Waiting for {count} {kind}s"):
+        while lacking() and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+    request_resources(bundles=[])
 
 
 def _check_reachable(address: str) -> None:

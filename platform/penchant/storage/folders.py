@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,36 +99,27 @@ def publish(folder: Path, uri: str) -> dict[str, str]:
 
 
 def add_files(folder: Path, uri: str) -> None:
-    """Adds a local folder's files to those at a URI, which several processes may do at once. One of the same name and size stays.
+    """Adds a local folder's files to those at a URI. Several processes may do it at once.
 
     Raises:
         StorageError: They cannot be written there.
     """
     with explain_storage_errors(uri):
-        filesystem, root = open_filesystem(uri)
-        there = list_files(filesystem, root)
-        names = [name for name in _names(folder) if name not in there or there[name].size != (folder / name).stat().st_size]
-        upload_files(folder, names, filesystem, root)
+        upload_files(folder, _names(folder), *open_filesystem(uri))
 
 
 def collect_files(uri: str, folder: Path) -> None:
-    """Adds the files at a URI to a local folder, each whole; one that is there with the same size stays.
+    """Makes a local folder hold the files at a URI, published or added.
 
     Raises:
         StorageError: They cannot be read.
     """
     with explain_storage_errors(uri):
         filesystem, root = open_filesystem(uri)
-        listing = list_files(filesystem, root)
-    for name, info in listing.items():
-        target = folder / name
-        if target.is_file() and target.stat().st_size == info.size:
-            continue
-        with explain_disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".collect-") as scratch:
-                download_files(uri, (filesystem, root), [name], Path(scratch))
-                os.replace(Path(scratch) / name, target)
+        listing = {name: info for name, info in list_files(filesystem, root).items() if name != INDEX}
+    with replace_folder(folder) as draft:
+        download_files(uri, (filesystem, root), listing, draft)
+        _check(draft, None, listing, uri)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ class WorkerSettings(Settings):
     """Times that a stage is taken up again from its last checkpoint after a worker died."""
     checkpoint_seconds: float = Field(20.0, gt=0)
     """Time between checkpoints: what a failure or an interruption costs at most."""
+    wait_seconds: float = Field(0.0, ge=0)
+    """How long to wait for an autoscaled cluster to bring the workers that `num_workers` asks for."""
 
 
 class EvaluationSettings(Settings):
@@ -35,6 +37,17 @@ class EvaluationSettings(Settings):
     """Numbers of an unseen user's comparisons that the onboarding curve shows."""
     seed: int = Field(0, ge=0)
     """Fixes the resamples, the wrong users and the order of an unseen user's comparisons."""
+
+
+class TrackingSettings(Settings):
+    """Where learning curves and results go besides the run's own files. Secrets belong in the environment."""
+
+    tensorboard: bool = False
+    """Write files for TensorBoard to tensorboard/ in the run's folder."""
+    mlflow: str | None = None
+    """URI of an MLflow tracking server (http://host:5000), or of its database or folder."""
+    wandb: str | None = None
+    """Project of Weights & Biases; WANDB_API_KEY and WANDB_MODE are read from the environment."""
 
 
 class FitSettings(Settings):
@@ -54,3 +67,5 @@ class FitSettings(Settings):
     """The evaluation and its intervals."""
     workers: WorkerSettings = WorkerSettings()
     """Workers and checkpoints; these do not change what is learnt."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where else learning curves go."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from penchant.errors import PenchantError, TrainingError
 from penchant.runtime.training.config import WorkerSettings
+from penchant.storage import Location
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def run_stage(
     config: dict[str, Any],
     *,
     name: str,
-    storage: Path,
+    storage: Location,
     settings: WorkerSettings,
 ) -> None:
-    """Runs `loop(config)` on every worker of the group. The same name in the same storage resumes its last checkpoint.
+    """Runs `loop(config)` on every worker of the group. The same name in the same storage (a folder or a URI) resumes its last
+    checkpoint.
 
     Raises:
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
