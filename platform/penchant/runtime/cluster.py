@@ -14,7 +14,6 @@ from ray.autoscaler.sdk import request_resources
 from rich.console import Console
 
 from penchant.errors import TrainingError
-from penchant.runtime.training.config import WorkerSettings
 
 _POLL_SECONDS = 1.0
 
@@ -52,20 +51,19 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
-def wait_for_workers(settings: WorkerSettings, console: Console) -> None:
-    """Asks an autoscaled cluster for the workers that the settings want, and waits until they are there, or for `wait_seconds`.
+def wait_for_resources(kind: str, count: int, *, seconds: float, console: Console) -> None:
+    """Asks an autoscaled cluster for so many `CPU` or `GPU`, and waits until they are there, or for so many seconds.
 
-    What is there then is for `choose_workers` to judge. The request is taken back: the workers hold their nodes themselves.
+    The request is taken back then: whoever runs on the nodes keeps them.
     """
-    kind, count = "GPU" if settings.use_gpu else "CPU", settings.num_workers or 1
 
     def lacking() -> bool:
         return float(ray.cluster_resources().get(kind, 0)) < count
 
-    if not settings.wait_seconds or not lacking():
+    if not seconds or not lacking():
         return
     request_resources(bundles=[{kind: 1}] * count)
-    until = time.monotonic() + settings.wait_seconds
+    until = time.monotonic() + seconds
     with console.status(f"Waiting for {count} {kind}s"):
         while lacking() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)

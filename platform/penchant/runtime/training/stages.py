@@ -22,7 +22,7 @@ from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
 from penchant.reward.experts import check_experts
 from penchant.reward.heads import RewardHead, make_head
-from penchant.runtime.cluster import start_ray, wait_for_workers
+from penchant.runtime.cluster import start_ray, wait_for_resources
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import activation_loop, expert_loop, missing_activations
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts, take_features
@@ -209,7 +209,9 @@ class Stages:
         """Runs a stage's loop on the workers; `results` is the folder of what they leave in `config["out"]`."""
         attempt = self.run.attempt(name, inputs)
         start_ray(self.address)
-        wait_for_workers(self.settings.workers, self.console)
+        workers = self.settings.workers
+        wanted = "GPU" if workers.use_gpu else "CPU", workers.num_workers or 1
+        wait_for_resources(*wanted, seconds=workers.wait_seconds, console=self.console)
         log = ProgressLog(self.run.log(name)) if self.run.uri is None else RelayedLog(self.run.log(name))
         shared = {
             "prepared": self.run.location("prepared"),
@@ -224,7 +226,7 @@ class Stages:
                     config | shared,
                     name=attempt,
                     storage=self.run.location("checkpoints"),
-                    settings=self.settings.workers,
+                    settings=workers,
                 )
         finally:
             self.run.share("progress", "tensorboard")
