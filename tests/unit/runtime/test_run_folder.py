@@ -66,7 +66,7 @@ def test_a_remote_run_is_taken_up_on_another_machine(bucket, machine):
     ProgressLog(run.log("graph")).write(done=1, total=2)
     write_json(run.stage("graph") / "graph.json", {"chosen": "text"})
     run.mark_done("graph", ["a"])
-    run.share("progress")
+    run.add("progress")
     assert run.location("graph") == f"{uri}/graph"
     machine("second")
     again = RunFolder(uri, "data", settings())

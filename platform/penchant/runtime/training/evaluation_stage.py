@@ -89,7 +89,8 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
     write_report(stages.run.path / "report.html", metrics, _map_points(dataset, users))
     with track_run(stages.settings.tracking, stages.run, "evaluation") as tracker:
         tracker.summary(metrics["accuracy"])
-    stages.run.share("metrics.json", "report.html", "tensorboard")
+    stages.run.add("tensorboard")
+    stages.run.share("metrics.json", "report.html")
     return metrics
 
 

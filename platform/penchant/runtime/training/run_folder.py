@@ -28,6 +28,7 @@ from penchant.errors import OutputError
 from penchant.runtime.training.config import FitSettings
 from penchant.storage import (
     Location,
+    add_files,
     collect_files,
     default_cache_folder,
     is_remote,
@@ -122,6 +123,16 @@ class RunFolder:
                 self._published[name] = publish(local, join(self.uri, name))
             elif local.is_file():
                 upload(local, join(self.uri, name))
+
+    def add(self, *names: str) -> None:
+        """Adds the files of folders to those that machines before this one have left, where the run is remote.
+
+        Raises:
+            StorageError: They cannot be written there.
+        """
+        for name in names:
+            if self.uri is not None and (self.path / name).is_dir():
+                add_files(self.path / name, join(self.uri, name))
 
     def bring(self, name: str) -> bool:
         """Makes a folder of the run lie here as it was published; False where the run is remote and it was not."""

@@ -229,7 +229,7 @@ class Stages:
                     settings=workers,
                 )
         finally:
-            self.run.share("progress", "tensorboard")
+            self.run.add("progress", "tensorboard")
         if results is not None:
             self.run.collect(attempt, results)
 
