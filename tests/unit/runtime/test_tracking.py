@@ -45,8 +45,8 @@ def test_tensorboard_gets_curves_and_figures(run):
         events.Reload()
         return [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
 
-    assert points("graph", "graph/id+text/loss") == [(10, 0.5), (20, 0.4)]
-    assert points("graph", "graph/id+text/valid_accuracy") == [(10, 0.6), (20, 0.7)]
+    assert points("graph", "graph/id-text/loss") == [(10, 0.5), (20, 0.4)]
+    assert points("graph", "graph/id-text/valid_accuracy") == [(10, 0.6), (20, 0.7)]
     assert points("evaluation", "evaluation/personalised/seen/all/value") == [(0, 0.9)]
 
 
@@ -72,7 +72,7 @@ def test_wandb_is_written_offline_without_a_key(run, monkeypatch):
     track(TrackingSettings(wandb="tests"), run)
     written = list((run.path / "wandb").glob(f"offline-run-*-{run.id}/run-{run.id}.wandb"))
     assert len(written) == 3, "each stage goes on with the run of this id"
-    assert any(b"graph/id+text/loss" in path.read_bytes() for path in written)
+    assert any(b"graph/id-text/loss" in path.read_bytes() for path in written)
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
@@ -127,7 +127,7 @@ def test_a_tracker_that_fails_costs_its_curves_not_the_run(caplog):
 
 
 def test_names_are_such_as_every_tracker_takes():
-    assert numbers({"id+text": {"a b": 1, "yes": True}, "c": None}) == {"id-text/a b": 1.0}
+    assert numbers({"id+text": {"a b": 1, "yes": True}, "c": None}) == {"id-text/a-b": 1.0}
 
 
 def test_who_watches_does_not_make_it_another_run(run):

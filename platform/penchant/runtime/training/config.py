@@ -45,7 +45,7 @@ class TrackingSettings(Settings):
     tensorboard: bool = False
     """Write files for TensorBoard to tensorboard/ in the run's folder."""
     mlflow: str | None = None
-    """URI of an MLflow tracking server (http://host:5000), or of its database or folder."""
+    """URI of an MLflow tracking server (http://host:5000) or database (sqlite:///mlflow.db)."""
     wandb: str | None = None
     """Project of Weights & Biases; WANDB_API_KEY and WANDB_MODE are read from the environment."""
 

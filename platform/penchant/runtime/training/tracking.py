@@ -54,7 +54,7 @@ class Tracker:
     def record(self, record: Record) -> None:
         """Adds a progress record that has a step."""
         if "step" in record:
-            curve = "/".join([self.stage, *([record["candidate"]] if "candidate" in record else [])])
+            curve = "/".join([self.stage, *([_plain(record["candidate"])] if "candidate" in record else [])])
             values = numbers({name: value for name, value in record.items() if name not in _BOOKKEEPING})
             self._each(lambda sink: sink.write(curve, record["step"], values))
 
@@ -158,12 +158,17 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers in nested mappings, under names joined by slashes that every tracker takes."""
     found: dict[str, float] = {}
     for name, value in values.items():
-        key = prefix + re.sub(r"[^\w. -]", "-", str(name))
+        key = prefix + _plain(name)
         if isinstance(value, Mapping):
             found |= numbers(value, f"{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[key] = float(value)
     return found
+
+
+def _plain(name: object) -> str:
+    """A part of a name with nothing in it that some tracker refuses or changes."""
+    return re.sub(r"[^\w.-]", "-", str(name))
 
 
 class _TensorBoard:
@@ -201,8 +206,7 @@ class _Mlflow:
 
     def write(self, curve: str, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            key = "/".join(re.sub(r"[^\w. -]", "-", part) for part in [*curve.split("/"), *name.split("/")])
-            self._client.log_metric(self._run, key, value, step=step)
+            self._client.log_metric(self._run, f"{curve}/{name}", value, step=step)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
@@ -235,9 +239,9 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     def visit(values: Mapping[str, Any], prefix: str) -> None:
         for name, value in values.items():
             if isinstance(value, Mapping):
-                visit(value, f"{prefix}{name}.")
+                visit(value, f"{prefix}{_plain(name)}.")
             else:
-                flat[prefix + re.sub(r"[^\w.-]", "-", str(name))] = value
+                flat[prefix + _plain(name)] = value
 
     visit(run.settings.model_dump(mode="json", exclude={"workers", "tracking"}), "")
     return flat
