@@ -1,6 +1,7 @@
 """A hermetic environment, and what many tests need. The environment is set before anything is imported."""
 
 import itertools
+import logging
 import os
 
 os.environ.update(
@@ -28,6 +29,7 @@ def cache_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def s3_server():
     """The endpoint of a server, with credentials for it in the environment."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
