@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,7 +176,8 @@ class _TensorBoard:
     def __init__(self, folder: Path) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        # Without a suffix, a file that is opened in the same second takes the place of the one before.
+        self._writer = SummaryWriter(str(folder), filename_suffix=f".{time.time_ns()}")
 
     def write(self, curve: str, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
