@@ -47,6 +47,9 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
 
     The libraries that write for us (safetensors, Arrow) raise errors of their own, which carry the reason as text.
     """
+    if path.parts and path.parts[0].endswith(":"):
+        # What `Path` makes of a URI; it would become a folder of that name.
+        raise OutputError("This goes to a local folder, not to a URI.", where=str(path), fix="Give a folder of this machine.")
     try:
         yield
     except (OSError, SafetensorError) as error:

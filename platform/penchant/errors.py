@@ -53,6 +53,12 @@ class OutputError(PenchantError, OSError):
     __str__ = PenchantError.__str__
 
 
+class StorageError(PenchantError, OSError):
+    """A remote place that cannot be reached, refuses, or does not hold what it should."""
+
+    __str__ = PenchantError.__str__
+
+
 class TrainingError(PenchantError, RuntimeError):
     """A training stage that could not go on."""
 

@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "config",
     "artifacts",
+    "storage",
     "client",
     "data",
     "store",

@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from penchant.artifacts import write_tensors
-from penchant.backbone.cache import default_cache_folder, text_key
+from penchant.backbone.cache import text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.cut import check_cut, lower_activations
 from penchant.backbone.features import cache_name
 from penchant.backbone.tokens import Text, tokenise
+from penchant.storage import default_cache_folder
 
 _BLOCK = 256
 """Texts in a block: what an interruption can lose."""

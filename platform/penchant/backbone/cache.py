@@ -7,7 +7,6 @@ once, since each block has a name of its own.
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -27,14 +26,6 @@ def text_key(text: tuple[str, str]) -> bytes:
     # In one go: of a score under the frozen phase, this is the largest part.
     counted = len(prompt).to_bytes(8, "little") + prompt + len(response).to_bytes(8, "little") + response
     return hashlib.blake2b(counted, digest_size=_KEY_BYTES).digest()
-
-
-def default_cache_folder() -> Path:
-    """Where caches live: `$PENCHANT_CACHE`, else `$XDG_CACHE_HOME/penchant`, else `~/.cache/penchant`."""
-    chosen = os.environ.get("PENCHANT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penchant"
 
 
 class FeatureCache:

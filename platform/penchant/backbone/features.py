@@ -18,6 +18,7 @@ from penchant.backbone.loading import load_backbone, locate
 from penchant.backbone.pooling import pool
 from penchant.backbone.surface import SURFACE_NAMES, surface_features
 from penchant.backbone.tokens import Text, tokenise
+from penchant.storage import is_remote
 
 _BLOCK = 512
 """Texts written to the cache at once: what an interruption can lose."""
@@ -174,7 +175,9 @@ def cache_name(settings: BackboneSettings) -> str:
     """The folder name of the cache for these settings: whatever changes an encoded feature changes the name."""
     decisive = settings.model_dump(mode="json", exclude={"batch_size", "surface"})
     folder = Path(locate(settings.name))
-    if settings.name != "minilm" and folder.is_dir():
+    if is_remote(settings.name):
+        decisive["files"] = folder.name  # a copy, named by its content
+    elif settings.name != "minilm" and folder.is_dir():
         # A folder's weights may be trained on under the same name.
         decisive["files"] = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
     return f"{settings.name.replace('/', '--').strip('.-')[-40:]}-{fingerprint([decisive, __version__])[:12]}"

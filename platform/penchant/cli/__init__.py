@@ -44,8 +44,12 @@ _INTERRUPTED = 130  # what shells and typer say for Ctrl-C
 console = Console()
 errors = Console(stderr=True)
 
-DataOption = Annotated[Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="Folder of responses, comparisons and users, or a URI (s3://...).", show_default=False)
+]
+OutOption = Annotated[
+    str, typer.Option("--out", help="Folder of the run, or a URI (s3://...): bundle, metrics.json, report.html.")
+]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of settings; a run leaves its own in config.yaml.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster to join, such as `auto` or ray://host:10001.")]
 ExpertsOption = Annotated[
@@ -56,13 +60,15 @@ OverrideArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as reward.steps=500.", show_default=False),
 ]
-BundleOption = Annotated[Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)]
+BundleOption = Annotated[
+    str, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left, or its URI.", show_default=False)
+]
 
 
 @app.command()
 def fit(
     data: DataOption,
-    out: OutOption = Path("runs/fit"),
+    out: OutOption = "runs/fit",
     config: ConfigOption = None,
     experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
@@ -86,7 +92,7 @@ def fit(
 @app.command()
 def fit_graph(
     data: DataOption,
-    out: OutOption = Path("runs/fit"),
+    out: OutOption = "runs/fit",
     config: ConfigOption = None,
     experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
@@ -109,7 +115,7 @@ def fit_graph(
 @app.command()
 def fit_reward(
     data: DataOption,
-    out: OutOption = Path("runs/fit"),
+    out: OutOption = "runs/fit",
     config: ConfigOption = None,
     experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
@@ -128,7 +134,7 @@ def fit_reward(
 @app.command()
 def evaluate(
     data: DataOption,
-    out: OutOption = Path("runs/fit"),
+    out: OutOption = "runs/fit",
     config: ConfigOption = None,
     experts: ExpertsOption = None,
     overrides: OverrideArguments = None,
@@ -140,7 +146,7 @@ def evaluate(
 
 @app.command()
 def demo(
-    out: OutOption = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run: bundle, metrics.json, report.html.")] = Path("runs/demo"),
     experts: ExpertsOption = 0,
     overrides: OverrideArguments = None,
     address: AddressOption = None,
@@ -156,9 +162,9 @@ def demo(
         save_planted(PlantedWorld(), folder)
     truth = load_truth(folder)
     console.print(f"Planted world in {folder}: the best reachable accuracy (Bayes) is {truth['bayes_accuracy']:.1%}.")
-    stages = _stages(folder, out, None, experts, overrides, address)
+    stages = _stages(str(folder), str(out), None, experts, overrides, address)
     stages.fit_reward()
-    _evaluate(stages, folder, bayes_accuracy=truth["bayes_accuracy"])
+    _evaluate(stages, str(folder), bayes_accuracy=truth["bayes_accuracy"])
     user, prompt = _show_two_users(stages)
     console.print(
         "\nScore texts of your own:\n  penchant score --bundle "
@@ -251,13 +257,14 @@ def onboard(
 
 @bundle_app.command("show")
 def bundle_show(
-    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or its URI.")],
     verify: Annotated[bool, typer.Option(help="Check every file against its fingerprint.")] = True,
 ) -> None:
     """What a bundle is."""
     from penchant.artifacts import Manifest
+    from penchant.storage import local_copy
 
-    manifest = Manifest.read(bundle, verify=verify)
+    manifest = Manifest.read(local_copy(bundle), verify=verify)
     table = Table("What", "Value", title=f"Bundle {manifest.name}")
     for name, value in vars(manifest).items():
         if name != "files":
@@ -267,12 +274,13 @@ def bundle_show(
 
 
 @bundle_app.command("diff")
-def bundle_diff(first: Path, second: Path) -> None:
+def bundle_diff(first: str, second: str) -> None:
     """What differs between two bundles."""
     from penchant.artifacts import Manifest
+    from penchant.storage import local_copy
 
-    manifests = [vars(Manifest.read(folder)) for folder in (first, second)]
-    table = Table("What", str(first), str(second), title="Differences")
+    manifests = [vars(Manifest.read(local_copy(folder))) for folder in (first, second)]
+    table = Table("What", first, second, title="Differences")
     for name in manifests[0]:
         left, right = (dict(_flatten(name, manifest[name])) for manifest in manifests)
         for key in sorted(left | right):
@@ -282,7 +290,7 @@ def bundle_diff(first: Path, second: Path) -> None:
 
 
 def _stages(
-    data: Path, out: Path, config: Path | None, experts: int | None, overrides: list[str] | None, address: str | None
+    data: str, out: str, config: Path | None, experts: int | None, overrides: list[str] | None, address: str | None
 ) -> Any:
     from penchant.config import load_settings
     from penchant.data import PreferenceDataset
@@ -301,7 +309,7 @@ def _stages(
         return Stages(dataset, settings, out, console, address=address)
 
 
-def _evaluate(stages: Any, data: Path, bayes_accuracy: float | None = None) -> None:
+def _evaluate(stages: Any, data: str, bayes_accuracy: float | None = None) -> None:
     from penchant.data.answers import read_answers
     from penchant.runtime.training.evaluation_stage import evaluate as evaluate_run
 
@@ -334,7 +342,7 @@ def _evaluate(stages: Any, data: Path, bayes_accuracy: float | None = None) -> N
         f"Graph: {graph['chosen']} (valid {graph['valid_accuracy']:.3f}, {graph['seconds']:.0f} s). "
         f"Onboarding: {metrics['onboarding']['kind']}. {metrics['run']['seconds']:.0f} s in all."
     )
-    console.print(f"Report: {stages.run.path / 'report.html'}", soft_wrap=True)
+    console.print(f"Report: {stages.run.location('report.html')}", markup=False, soft_wrap=True)
 
 
 def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -18,19 +18,20 @@ console = Console()
 
 
 @data_app.command("check")
-def data_check(folder: Annotated[Path, typer.Argument(help="A data set's folder.")]) -> None:
+def data_check(folder: Annotated[str, typer.Argument(help="A data set's folder, or its URI.")]) -> None:
     """What is in a data set, and every problem with it. Exit code 2 if there is an error."""
     from penchant.data import PreferenceDataset
     from penchant.data.dataset import find_problems, read_tables
     from penchant.data.summary import summarise
+    from penchant.storage import local_copy
 
-    tables = read_tables(folder)
+    tables = read_tables(local_copy(folder))
     problems = find_problems(tables)
     failed = any(problem.severity == "error" for problem in problems)
     if not failed:
-        dataset = PreferenceDataset.from_tables(**tables, where=str(folder))
+        dataset = PreferenceDataset.from_tables(**tables, where=folder)
         problems = list(dataset.warnings)
-        table = Table("What", "Value", title=str(folder))
+        table = Table("What", "Value", title=folder)
         for name, value in summarise(dataset).as_dict().items():
             words = ", ".join(f"{key} {part:,}" for key, part in value.items()) if isinstance(value, dict) else value
             number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)

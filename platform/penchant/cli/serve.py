@@ -34,7 +34,9 @@ def store_url(given: str | None) -> str:
 
 
 def serve(
-    bundle: Annotated[Path, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left.", show_default=False)],
+    bundle: Annotated[
+        str, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left, or its URI.", show_default=False)
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; this machine alone, unless you say otherwise.")] = "127.0.0.1",
     store: StoreOption = None,
@@ -57,12 +59,13 @@ def serve(
     from penchant.config import load_settings
     from penchant.runtime.serving.config import ServiceSettings
     from penchant.runtime.serving.environment import prepare_environment
+    from penchant.storage import absolute, local_copy
     from penchant.store import UserStore
 
-    chosen = [f"bundle={bundle.resolve()}", *([f"store={store}"] if store else [])]
+    chosen = [f"bundle={absolute(bundle)}", *([f"store={store}"] if store else [])]
     settings = load_settings(ServiceSettings, config, [*(overrides or []), *chosen])
     settings = settings.model_copy(update={"store": _absolute(settings.store)})
-    manifest = Manifest.read(bundle, verify=True)
+    manifest = Manifest.read(local_copy(bundle), verify=True)
     UserStore.open(settings.store).close()
     prepare_environment(haproxy=haproxy)
     with console.status("Starting"):
@@ -81,7 +84,9 @@ def serve(
 
 
 def roll(
-    bundle: Annotated[Path | None, typer.Option("--bundle", help="The new bundle's folder.", show_default=False)] = None,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", help="The new bundle's folder, or its URI.", show_default=False)
+    ] = None,
     canary: Annotated[
         float | None, typer.Option(help="Give it to this share of the users alone, such as 0.1.", show_default=False)
     ] = None,
@@ -107,7 +112,9 @@ def roll(
     if canary is not None and not 0 < canary < 1:
         raise ConfigError(f"A share lies between 0 and 1, not {canary:g}.", where="--canary", fix="Give 0.1 for a tenth.")
     if bundle is not None:
-        Manifest.read(bundle)  # its files' digests are part of the self-test
+        from penchant.storage import local_copy
+
+        Manifest.read(local_copy(bundle))  # its files' digests are part of the self-test
     with console.status("Rolling"):
         from penchant.runtime.serving.rolling import roll as roll_bundle  # brings torch and Ray
 

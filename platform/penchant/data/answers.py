@@ -5,14 +5,13 @@ Shapes: U users, R responses, G groups, N answers.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from pydantic import ValidationError
 
 from penchant.data.dataset import PreferenceDataset
 from penchant.data.planted import ATTRIBUTES, PlantedTastes, PlantedWorld, load_truth, tastes
 from penchant.errors import ArtifactError
+from penchant.storage import Location, local_copy
 
 
 class PlantedAnswers:
@@ -42,11 +41,12 @@ class PlantedAnswers:
         return likes_first ^ (random.random(len(user_N)) < self.noise)
 
 
-def read_answers(folder: Path, dataset: PreferenceDataset) -> PlantedAnswers | None:
+def read_answers(folder: Location, dataset: PreferenceDataset) -> PlantedAnswers | None:
     """Whoever answers for the users of a data set's folder; None where that cannot be known.
 
     It is known where `truth.json` lies beside the tables, the tables show what its world generates, and every user has a group.
     """
+    folder = local_copy(folder)
     if not (folder / "truth.json").is_file():
         return None
     try:

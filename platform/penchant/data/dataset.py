@@ -17,6 +17,7 @@ from penchant.artifacts import replace_folder
 from penchant.data.checks import Tables, content_problems, positions, shape_problems
 from penchant.data.schema import SPLITS, TABLES, Problem
 from penchant.errors import DataError, OutputError
+from penchant.storage import Location, local_copy
 
 _SHOWN = 5
 
@@ -77,13 +78,13 @@ class PreferenceDataset:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> PreferenceDataset:
-        """Loads and validates a folder of the three tables.
+    def load(cls, path: Location) -> PreferenceDataset:
+        """Loads and validates a folder of the three tables, or a URI of one.
 
         Raises:
             DataError: The folder or a table is missing or unreadable, or breaks the contract; the first problems are told.
         """
-        return cls.from_tables(**read_tables(Path(path)), where=str(path))
+        return cls.from_tables(**read_tables(local_copy(path)), where=str(path))
 
     @classmethod
     def from_tables(

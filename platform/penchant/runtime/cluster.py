@@ -6,13 +6,18 @@ import contextlib
 import logging
 import os
 import socket
+import time
 import warnings
 from typing import Any
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.autoscaler.sdk import request_resources
+from rich.console import Console
 
 from penchant.errors import TrainingError
+
+_POLL_SECONDS = 1.0
 
 
 def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> None:
@@ -70,6 +75,25 @@ def _is_here(address: str) -> bool:
         probe.bind((place[0], 0))
         return True
     return False
+
+
+def wait_for_resources(kind: str, count: int, *, seconds: float, console: Console) -> None:
+    """Asks an autoscaled cluster for so many `CPU` or `GPU`, and waits until they are there, or for so many seconds.
+
+    The request is taken back then: whoever runs on the nodes keeps them.
+    """
+
+    def lacking() -> bool:
+        return float(ray.cluster_resources().get(kind, 0)) < count
+
+    if not seconds or not lacking():
+        return
+    request_resources(bundles=[{kind: 1}] * count)
+    until = time.monotonic() + seconds
+    with console.status(f"Waiting for {count} {kind}s"):
+        while lacking() and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+    request_resources(bundles=[])
 
 
 def _check_reachable(address: str) -> None:

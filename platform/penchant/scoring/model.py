@@ -11,7 +11,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from penchant.artifacts import Manifest
-from penchant.backbone.cache import FeatureCache, default_cache_folder, text_key
+from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.features import FeatureExtractor, cache_name
 from penchant.backbone.tokens import Text
 from penchant.errors import DataError
@@ -34,6 +33,7 @@ from penchant.scoring.onboarding import (
 )
 from penchant.scoring.questions import Question, choose_question
 from penchant.scoring.text_scorer import TextScorer
+from penchant.storage import Location, default_cache_folder, local_copy
 
 _USERS_READY = 16_384
 """Seen users kept ready at most: a tensor of one's own costs more than a look-up, or a score of the frozen phase."""
@@ -109,19 +109,21 @@ class PersonalisedRewardModel:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, cached: bool = False, remembered_texts: int = 0, device: torch.device | str = "cpu"
+        cls, folder: Location, *, cached: bool = False, remembered_texts: int = 0, device: torch.device | str = "cpu"
     ) -> PersonalisedRewardModel:
         """Loads a bundle.
 
         Args:
+            folder: Its folder, or a URI of one.
             cached: Whether features of texts are kept in the feature cache, on disk.
             remembered_texts: How many texts are kept encoded in memory from call to call.
             device: Where the base model runs.
 
         Raises:
             ArtifactError: Not a bundle, of a newer format, or damaged.
+            StorageError: The URI cannot be reached.
         """
-        manifest, parts = read_bundle(folder)
+        manifest, parts = read_bundle(local_copy(folder))
         cache = FeatureCache(default_cache_folder() / "features" / cache_name(parts.backbone)) if cached else None
         model = cls(manifest, parts, FeatureExtractor(parts.backbone, cache, device), remembered_texts=remembered_texts)
         if parts.questions is not None:

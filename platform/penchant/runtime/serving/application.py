@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,6 +29,7 @@ from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import Scorer, Service
 from penchant.scoring.model import PersonalisedRewardModel, TextComparison
 from penchant.scoring.questions import Question
+from penchant.storage import local_copy
 from penchant.store import UserStore
 
 _API_CPUS = 0.1
@@ -141,6 +141,7 @@ def build(settings: dict[str, Any] | ServiceSettings) -> serve.Application:
     Raises:
         ConfigError: A key is unknown, or a value cannot be used.
         ArtifactError: There is no bundle in a folder.
+        StorageError: A URI cannot be reached.
     """
     checked = settings if isinstance(settings, ServiceSettings) else validate_settings(ServiceSettings, settings)
     values = checked.model_dump(mode="json")
@@ -150,7 +151,7 @@ def build(settings: dict[str, Any] | ServiceSettings) -> serve.Application:
     common: dict[str, Any] = {"logging_config": LoggingConfig(enable_access_log=False), **rolling}
     folders = {"Scorer": checked.bundle} | ({"Canary": checked.canary.bundle} if checked.canary is not None else {})
     handles = [
-        _scorer_deployment(name, checked.scorer, common).bind(folder, Manifest.read(Path(folder)).name, values["scorer"])
+        _scorer_deployment(name, checked.scorer, common).bind(folder, Manifest.read(local_copy(folder)).name, values["scorer"])
         for name, folder in folders.items()
     ]
     api = serve.deployment(

@@ -71,7 +71,7 @@ class CanarySettings(Settings):
     """A second bundle, tried on some of the users before it takes the place of the first."""
 
     bundle: str
-    """Its folder."""
+    """Its folder, or a URI of one."""
     share: float = Field(0.1, gt=0, lt=1)
     """Share of the users whom it answers: always the same ones."""
 
@@ -80,7 +80,7 @@ class ServiceSettings(Settings):
     """The service."""
 
     bundle: str
-    """The bundle's folder."""
+    """The bundle's folder, or a URI of one (s3://bucket/path)."""
     canary: CanarySettings | None = None
     """Another bundle for some of the users."""
     store: str = Field(default_factory=default_store)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -20,6 +19,7 @@ from penchant.runtime.serving.config import CanarySettings, ServiceSettings
 from penchant.runtime.serving.engine import ScoringEngine
 from penchant.runtime.serving.running import SERVICE_NAME
 from penchant.scoring.model import PersonalisedRewardModel
+from penchant.storage import Location, absolute, local_copy
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Rolled:
     after: ServiceSettings
 
 
-def roll(bundle: str | Path | None = None, *, canary_share: float | None = None, address: str = "auto") -> Rolled:
+def roll(bundle: Location | None = None, *, canary_share: float | None = None, address: str = "auto") -> Rolled:
     """Rolls a bundle into the service that runs on a Ray cluster; returns once new replicas answer and old ones have stopped.
 
     The bundle passes its self-test here before anything is touched, and once more on every replica before it answers. Whatever
     fails, the service is as it was before.
 
     Args:
-        bundle: The new bundle's folder, as the cluster's nodes see it; None to end a canary. If it is served already, it is
-            loaded anew.
+        bundle: The new bundle's folder, as the cluster's nodes see it, or its URI; None to end a canary. If it is served already,
+            it is loaded anew.
         canary_share: Give it to this share of the users alone, beside the present bundle.
         address: The cluster's; `auto` finds the one on this machine.
 
@@ -48,7 +48,7 @@ def roll(bundle: str | Path | None = None, *, canary_share: float | None = None,
         TrainingError: No service runs there, or new replicas did not start.
     """
     if bundle is not None:
-        _self_test(Path(bundle))
+        _self_test(bundle)
     start_ray(address)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     before = _running_settings(address)
@@ -57,21 +57,22 @@ def roll(bundle: str | Path | None = None, *, canary_share: float | None = None,
     return Rolled(before, after)
 
 
-def _changes(before: ServiceSettings, bundle: str | Path | None, canary_share: float | None) -> dict[str, Any]:
+def _changes(before: ServiceSettings, bundle: Location | None, canary_share: float | None) -> dict[str, Any]:
     """Settings that a roll changes."""
     if bundle is None:
         if before.canary is None:
             raise ConfigError("There is no canary to end.", where=f"bundle {before.bundle}", fix="Give --bundle.")
         return {"canary": None}
-    folder = str(Path(bundle).resolve())
+    folder = absolute(bundle)
     if canary_share is None:
         return {"bundle": folder, "canary": None}
     return {"canary": CanarySettings(bundle=folder, share=canary_share)}
 
 
-def _self_test(bundle: Path) -> None:
-    Manifest.read(bundle, verify=True)
-    ScoringEngine(PersonalisedRewardModel.load(bundle)).check()
+def _self_test(bundle: Location) -> None:
+    folder = local_copy(bundle)
+    Manifest.read(folder, verify=True)
+    ScoringEngine(PersonalisedRewardModel.load(folder)).check()
 
 
 def _running_settings(address: str) -> ServiceSettings:

@@ -29,6 +29,8 @@ class WorkerSettings(Settings):
     """Time between checkpoints: what a failure or an interruption costs at most."""
     hang_seconds: float = Field(300.0, gt=0)
     """A worker that gives no sign of life, or keeps the others waiting in an exchange, for so long is taken for dead."""
+    wait_seconds: float = Field(0.0, ge=0)
+    """How long to wait for an autoscaled cluster to bring the workers that `num_workers` asks for."""
 
     @model_validator(mode="after")
     def _check(self) -> WorkerSettings:
@@ -48,6 +50,17 @@ class EvaluationSettings(Settings):
     """Fixes the resamples, the wrong users and the order of an unseen user's comparisons."""
 
 
+class TrackingSettings(Settings):
+    """Where learning curves and results go besides the run's own files. Secrets belong in the environment."""
+
+    tensorboard: bool = False
+    """Write files for TensorBoard to tensorboard/ in the run's folder."""
+    mlflow: str | None = None
+    """URI of an MLflow tracking server (http://host:5000) or database (sqlite:///mlflow.db)."""
+    wandb: str | None = None
+    """Project of Weights & Biases; WANDB_API_KEY and WANDB_MODE are read from the environment."""
+
+
 class FitSettings(Settings):
     """Everything that `penchant fit` can be told: in a YAML file, or as key=value."""
 
@@ -65,3 +78,5 @@ class FitSettings(Settings):
     """The evaluation and its intervals."""
     workers: WorkerSettings = WorkerSettings()
     """Workers and checkpoints; these do not change what is learnt."""
+    tracking: TrackingSettings = TrackingSettings()
+    """Where else learning curves go."""

@@ -28,6 +28,7 @@ from penchant.evaluation.report import MapPoints, write_report
 from penchant.evaluation.users import group_purity, project_users
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.stages import Stages
+from penchant.runtime.training.tracking import track_run
 from penchant.scoring.tables import ExpertTable
 
 
@@ -86,6 +87,10 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
     metrics["run"]["seconds"] = round(time.monotonic() - stages.started, 1)
     write_json(stages.run.path / "metrics.json", metrics)
     write_report(stages.run.path / "report.html", metrics, _map_points(dataset, users))
+    with track_run(stages.settings.tracking, stages.run, "evaluation") as tracker:
+        tracker.summary(metrics["accuracy"])
+    stages.run.add("tensorboard")
+    stages.run.share("metrics.json", "report.html")
     return metrics
 
 

@@ -11,7 +11,7 @@ import ray.train.torch
 import torch
 from torch import nn
 
-from penchant.artifacts import read_tensors, replace_folder, write_json
+from penchant.artifacts import read_tensors, write_json
 from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.cache import text_key
 from penchant.backbone.config import BackboneSettings
@@ -24,12 +24,13 @@ from penchant.reward.heads import RewardHead, make_head
 from penchant.reward.training import UserTable
 from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
-from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.reward_stage import user_tables
 from penchant.runtime.training.sharding import average, shard_base
 from penchant.runtime.training.workers import prepare_worker
 from penchant.scoring.experts import save_model
 from penchant.scoring.onboarding import fit_prototypes
+from penchant.storage import is_remote, local_copy, replacing
 
 _CLUSTERED_USERS = 10_000
 """Users, about, whose k-means the gates start as."""
@@ -47,18 +48,21 @@ def missing_activations(backbone: BackboneSettings, settings: ExpertSettings, pr
 def activation_loop(config: dict[str, Any]) -> None:
     """What each worker runs first: its share of the lower activations that the cache lacks. The cache is what it resumes from."""
     device = prepare_worker(config)
-    context, log = ray.train.get_context(), ProgressLog(Path(config["log"]))
+    context, log = ray.train.get_context(), open_log(config["log"])
     settings, experts = _settings(config)
     prepared = Prepared.open(config["prepared"])
     whole, tokenizer = load_backbone(settings, device)
     reader = cached_activations(whole, tokenizer, settings, experts, workers=context.get_world_size())
     if reader is None:
         return
-    started, rank, workers = time.monotonic(), context.get_world_rank(), context.get_world_size()
-    looked_at = 0
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    if is_remote(config["prepared"]):
+        # Nodes that share no disk share no cache either: each wants all texts.
+        rank, workers = context.get_local_rank(), context.get_local_world_size()
+    started, looked_at = time.monotonic(), 0
 
     def report(done: int, total: int) -> None:
-        if rank == 0:
+        if context.get_world_rank() == 0:
             done += looked_at
             rate = done / max(1e-9, time.monotonic() - started)
             log.write(done=done, total=-(-prepared.num_responses // workers), note=f"{rate:.0f} texts/s a worker")
@@ -74,13 +78,13 @@ def expert_loop(config: dict[str, Any]) -> None:
     """What each worker runs: its prompts of every step, from the last checkpoint on."""
     device = prepare_worker(config)
     backbone, settings = _settings(config)
-    prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    prepared, log = Prepared.open(config["prepared"]), open_log(config["log"])
     checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     whole, tokenizer = load_backbone(backbone, device)
     reader = TextReader(tokenizer, backbone, cached_activations(whole, tokenizer, backbone, settings), device)
     columns = prepared.comparisons()
-    tables = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
-    models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, Path(config["reward"]))
+    tables = user_tables(prepared, columns, local_copy(config["graph"]), seed=config["graph_seed"])
+    models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, local_copy(config["reward"]))
     for model in models.values():
         model.to(device)
         model.precision = _precision(settings, device)
@@ -128,7 +132,7 @@ def expert_loop(config: dict[str, Any]) -> None:
         "activations": None if reader.activations is None else reader.activations.describe(data.texts),
     }
     if checkpointer.rank == 0:
-        with replace_folder(Path(config["out"])) as draft:
+        with replacing(config["out"]) as draft:
             for name, model in models.items():
                 save_model(model, draft / name, base_name=backbone.name)
             write_json(draft / "experts.json", summary)

@@ -16,15 +16,16 @@ from penchant.graph.preference_graph import user_range
 from penchant.graph.training import GraphTrainer
 from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
-from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker
+from penchant.storage import adding_to, join
 
 
 def graph_loop(config: dict[str, Any]) -> None:
     """What each worker runs: every candidate in turn, from the last checkpoint on."""
     device = prepare_worker(config)
     settings = GraphSettings.model_validate(config["graph"])
-    prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    prepared, log = Prepared.open(config["prepared"]), open_log(config["log"])
     collective, checkpointer = current(), Checkpointer(config["checkpoint_seconds"], log)
     train, valid = prepared.shards(collective.rank, collective.world_size)
     uses_text = any(candidate.encoder.uses_text for candidate in settings.candidates.values())
@@ -58,7 +59,8 @@ def graph_loop(config: dict[str, Any]) -> None:
                     clock = torch.tensor(time.monotonic() - started)
                     state = trainer.state() | {"candidate": torch.tensor(number), "seconds": clock}
                     checkpointer.save(state, step=progress.step, candidate=name)
-            _write_candidate(Path(config["out"]) / name, trainer, settings.folds, time.monotonic() - started)
+            with adding_to(join(config["out"], name)) as folder:
+                _write_candidate(folder, trainer, settings.folds, time.monotonic() - started)
         behind += candidate.optimization.max_steps
     if collective.rank == 0:
         log.write(done=total, total=total, note="")

@@ -23,7 +23,9 @@ from penchant.artifacts import read_json, read_tensors, replace_folder, write_js
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
+from penchant.errors import ArtifactError
 from penchant.graph.preference_graph import PreferenceShard, user_range
+from penchant.storage import Location, local_copy
 
 _ROWS_PER_GROUP = 65_536
 _TEXTS_READ = 512
@@ -63,10 +65,21 @@ class Prepared:
     num_responses: int
 
     @classmethod
-    def open(cls, folder: str | Path) -> Prepared:
-        """Opens what `prepare` wrote."""
-        counts = read_json(Path(folder) / "counts.json")
-        return cls(Path(folder), counts["users"], counts["responses"])
+    def open(cls, where: Location) -> Prepared:
+        """Opens what `prepare` wrote, from its folder or its URI.
+
+        Raises:
+            ArtifactError: This node does not see the folder.
+        """
+        folder = local_copy(where)
+        if not folder.is_dir():
+            raise ArtifactError(
+                "This node does not see the run's folder.",
+                where=str(where),
+                fix="Give an --out folder that every node sees, or a URI such as s3://bucket/run.",
+            )
+        counts = read_json(folder / "counts.json")
+        return cls(folder, counts["users"], counts["responses"])
 
     def text_batches(self) -> TextBatches:
         """(prompt, response) of every response, a batch in memory at a time."""

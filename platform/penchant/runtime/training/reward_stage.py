@@ -11,24 +11,25 @@ import ray.train
 import ray.train.torch
 import torch
 
-from penchant.artifacts import read_tensors, replace_folder, write_json, write_tensors
+from penchant.artifacts import read_tensors, write_json, write_tensors
 from penchant.graph.sampling import fold_of
 from penchant.reward.config import RewardSettings
 from penchant.reward.training import RewardData, RewardTrainer, UserTable
 from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
-from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker
+from penchant.storage import local_copy, replacing
 
 
 def reward_loop(config: dict[str, Any]) -> None:
     """What each worker runs: its slice of every batch, from the last checkpoint on."""
     device = prepare_worker(config)
     settings = RewardSettings.model_validate(config["reward"])
-    prepared, log = Prepared.open(config["prepared"]), ProgressLog(Path(config["log"]))
+    prepared, log = Prepared.open(config["prepared"]), open_log(config["log"])
     checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     columns = prepared.comparisons()
-    users = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
+    users = user_tables(prepared, columns, local_copy(config["graph"]), seed=config["graph_seed"])
     data = RewardData(
         feature_RF=prepared.features().float(),
         chosen=columns["chosen"],
@@ -60,7 +61,7 @@ def reward_loop(config: dict[str, Any]) -> None:
             clock = torch.tensor(time.monotonic() - started)
             checkpointer.save(trainer.state() | {"seconds": clock}, step=progress.step)
     if checkpointer.rank == 0:
-        with replace_folder(Path(config["out"])) as draft:
+        with replacing(config["out"]) as draft:
             for name, state in trainer.best_state.items():
                 write_tensors(draft / f"{name}.safetensors", state)
             summary = {

@@ -1,17 +1,24 @@
 """The folder of one run: who it belongs to, and which stages are done.
 
-run.json          data set and settings that it belongs to
+run.json          data set and settings that it belongs to, and its id
 config.yaml       the settings, as `--config` takes them
 prepared/         the data set in integer codes, and its features
 graph/  reward/  experts/   what the stages left; `stage.json` says for which inputs
 bundle/           the model
 metrics.json  report.html
 progress/         JSON lines: the learning curves
+tensorboard/      the same for TensorBoard, where it was asked for
 checkpoints/      Ray Train's
+work/             what workers leave for the driver, while a stage runs; of a remote run alone
+
+A run's folder may be remote. The driver then works in a local mirror, in the cache: what a stage needs is pulled if it was made
+elsewhere, and what a stage has made is published when it is done. Workers find everything by URI, so nodes need share no disk.
 """
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,20 @@ from penchant.artifacts import fingerprint, read_json, write_json, write_text
 from penchant.config import dump_settings
 from penchant.errors import OutputError
 from penchant.runtime.training.config import FitSettings
+from penchant.storage import (
+    Location,
+    add_files,
+    collect_files,
+    default_cache_folder,
+    is_remote,
+    join,
+    publish,
+    pull,
+    read_bytes,
+    remove,
+    sizes,
+    upload,
+)
 
 _RUN = "run.json"
 _DONE = "stage.json"
@@ -28,18 +49,26 @@ class RunFolder:
     """An --out folder.
 
     Args:
-        path: The folder.
+        where: The folder, or its URI.
         dataset: Fingerprint of the data set.
-        settings: What the run was asked for. Workers' settings do not make it another run.
+        settings: What the run was asked for. Who works and who watches do not make it another run.
 
     Raises:
         OutputError: The folder holds another run, or something else.
+        StorageError: The URI cannot be reached, or not be written.
     """
 
-    def __init__(self, path: Path, dataset: str, settings: FitSettings) -> None:
-        self.path, self.dataset, self.settings = path.resolve(), dataset, settings
-        decisive = settings.model_dump(mode="json", exclude={"workers"})
-        identity = {"dataset": dataset, "settings": fingerprint(decisive)}
+    def __init__(self, where: Location, dataset: str, settings: FitSettings) -> None:
+        self.dataset, self.settings = dataset, settings
+        self.uri = str(where) if is_remote(where) else None
+        """Where the run lies, if it is remote."""
+        self.path = Path(where).resolve() if self.uri is None else mirror(self.uri)
+        """The local folder: the run's own, or its mirror."""
+        self._published: dict[str, dict[str, str]] = {}
+        if self.uri is not None:
+            self._take_up(self.uri)
+        decisive = settings.model_dump(mode="json", exclude={"workers", "tracking"})
+        identity, found = {"dataset": dataset, "settings": fingerprint(decisive)}, {}
         if (self.path / _RUN).is_file():
             found = read_json(self.path / _RUN)
             differing = [name for name, value in identity.items() if found.get(name) != value]
@@ -47,15 +76,72 @@ class RunFolder:
                 words = {"dataset": "another data set", "settings": "other settings"}
                 raise OutputError(
                     f"The folder holds a run with {' and '.join(words[name] for name in differing)}.",
-                    where=str(path),
+                    where=str(where),
                     fix="Choose another --out folder, or remove this one.",
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputError(
-                "It is not empty, and holds no run of penchant.", where=str(path), fix="Choose another --out folder."
+                "It is not empty, and holds no run of penchant.", where=str(where), fix="Choose another --out folder."
             )
-        write_json(self.path / _RUN, identity)
+        self.id: str = found.get("id") or uuid.uuid4().hex[:12]
+        """Of this run and no other, for whatever tracks it."""
+        write_json(self.path / _RUN, identity | {"id": self.id})
         write_text(self.path / "config.yaml", dump_settings(settings))
+        self.share(_RUN, "config.yaml")
+
+    def _take_up(self, uri: str) -> None:
+        """Makes the mirror follow what is there, which another machine may have gone on with, or somebody removed."""
+        there = sizes(uri)
+        found = read_bytes(join(uri, _RUN))
+        if found is None:
+            if there:
+                raise OutputError("It is not empty, and holds no run of penchant.", where=uri, fix="Choose another --out folder.")
+            shutil.rmtree(self.path, ignore_errors=True)
+            return
+        write_text(self.path / _RUN, found.decode())
+        for name, size in there.items():
+            local = self.path / name
+            # Learning curves only grow: the longer one is the newer one.
+            if name.startswith("progress/") and not (local.is_file() and local.stat().st_size >= size):
+                write_text(local, (read_bytes(join(uri, name)) or b"").decode())
+
+    def location(self, name: str) -> str:
+        """Where everybody finds something of the run: a path, or a URI."""
+        return str(self.path / name) if self.uri is None else join(self.uri, name)
+
+    def share(self, *names: str) -> None:
+        """Publishes files or folders of the run, where it is remote.
+
+        Raises:
+            StorageError: They cannot be written there.
+        """
+        if self.uri is None:
+            return
+        for name in names:
+            local = self.path / name
+            if local.is_dir():
+                self._published[name] = publish(local, join(self.uri, name))
+            elif local.is_file():
+                upload(local, join(self.uri, name))
+
+    def add(self, *names: str) -> None:
+        """Adds the files of folders to those that machines before this one have left, where the run is remote.
+
+        Raises:
+            StorageError: They cannot be written there.
+        """
+        for name in names:
+            if self.uri is not None and (self.path / name).is_dir():
+                add_files(self.path / name, join(self.uri, name))
+
+    def bring(self, name: str) -> bool:
+        """Makes a folder of the run lie here as it was published; False where the run is remote and it was not."""
+        if self.uri is None:
+            return True
+        index = pull(join(self.uri, name), self.path / name, known=self._published.get(name))
+        if index is not None:
+            self._published[name] = index
+        return index is not None
 
     def stage(self, name: str) -> Path:
         """The folder of a stage's results."""
@@ -66,14 +152,30 @@ class RunFolder:
         return self.path / "progress" / f"{name}.jsonl"
 
     def is_done(self, name: str, inputs: Any) -> bool:
-        """Whether the stage's results are there, made from the same inputs."""
+        """Whether the stage's results are there, made from the same inputs; then they are in its folder."""
         done = self.stage(name) / _DONE
-        return done.is_file() and read_json(done) == {"inputs": fingerprint(inputs)}
+        return self.bring(name) and done.is_file() and read_json(done) == {"inputs": fingerprint(inputs)}
 
     def mark_done(self, name: str, inputs: Any) -> None:
         """Says that the stage's results are whole."""
         write_json(self.stage(name) / _DONE, {"inputs": fingerprint(inputs)})
+        self.share(name)
+
+    def results(self, attempt: str, name: str) -> str:
+        """Where workers leave what becomes the folder `name`: in it, or where the driver fetches it from."""
+        return str(self.path / name) if self.uri is None else join(self.uri, "work", attempt)
+
+    def collect(self, attempt: str, name: str) -> None:
+        """Makes the folder `name` of what the workers have left. Nothing is to be done where they see it."""
+        if self.uri is not None:
+            collect_files(self.results(attempt, name), self.path / name)
+            remove(self.results(attempt, name))
 
     def attempt(self, name: str, inputs: Any) -> str:
         """The name under which Ray Train keeps this stage's checkpoints: other inputs, other checkpoints."""
         return f"{name}-{fingerprint(inputs)[:10]}"
+
+
+def mirror(uri: str) -> Path:
+    """The local mirror of a remote run's folder."""
+    return default_cache_folder().resolve() / "runs" / fingerprint(uri)[:16]

@@ -22,15 +22,16 @@ from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
 from penchant.reward.experts import check_experts
 from penchant.reward.heads import RewardHead, make_head
-from penchant.runtime.cluster import start_ray
+from penchant.runtime.cluster import start_ray, wait_for_resources
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import activation_loop, expert_loop, missing_activations
-from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts
+from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts, take_features
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.prepared import Prepared, prepare
-from penchant.runtime.training.progress import ProgressLog, show_progress
+from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_progress
 from penchant.runtime.training.reward_stage import reward_loop
 from penchant.runtime.training.run_folder import RunFolder
+from penchant.runtime.training.tracking import check_tracking, track_run
 from penchant.runtime.training.workers import run_stage
 from penchant.scoring.bundle import BundleParts, write_bundle
 from penchant.scoring.config import OnboardingSettings
@@ -40,6 +41,7 @@ from penchant.scoring.onboarding import Comparisons, fit_prototypes, rank_within
 from penchant.scoring.questions import QuestionPool
 from penchant.scoring.selection import choose_onboarding, cross_fitted
 from penchant.scoring.tables import FrozenTable, ScoreTable
+from penchant.storage import Location, is_remote, remove
 
 _TITLES = {
     "features": "Reading texts",
@@ -56,14 +58,15 @@ class Stages:
     Args:
         dataset: Validated data.
         settings: Of the whole fit.
-        out: The --out folder.
+        out: The --out folder, or its URI.
         console: Where progress is shown.
         address: A running Ray cluster to join.
 
     Raises:
         OutputError: `out` holds another run, or something else.
+        StorageError: `out` is a URI that cannot be reached or written.
         BackboneError: The base model is not there, or cannot carry the experts.
-        ConfigError: There are more experts than users, or their settings don't fit together.
+        ConfigError: There are more experts than users, settings don't fit together, or what is to track the run is not installed.
         DataError: There are too few seen users or comparisons to learn from.
     """
 
@@ -71,7 +74,7 @@ class Stages:
         self,
         dataset: PreferenceDataset,
         settings: FitSettings,
-        out: Path,
+        out: Location,
         console: Console,
         *,
         address: str | None = None,
@@ -79,11 +82,12 @@ class Stages:
         self.started = time.monotonic()
         self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
         _check_learnable(dataset)
+        check_tracking(settings.tracking)
         FeatureExtractor(settings.backbone).check()
         if settings.experts.num_experts:
             check_experts(outline(settings.backbone), settings.experts, num_users=int(dataset.seen.sum()))
         source = Path(settings.backbone.name)
-        if source.is_dir():
+        if not is_remote(settings.backbone.name) and source.is_dir():
             # Workers, and whoever uses the bundle, run elsewhere.
             backbone = settings.backbone.model_copy(update={"name": str(source.resolve())})
             self.settings = settings = settings.model_copy(update={"backbone": backbone})
@@ -98,15 +102,14 @@ class Stages:
             return Prepared.open(folder)
         prepared = prepare(self.dataset, folder)
         if missing_texts(backbone, prepared):
-            self._run(
-                "features",
-                feature_loop,
-                inputs,
-                {
-                    "backbone": backbone.model_dump(mode="json"),
-                    "cache": str(feature_cache(backbone).folder.resolve()),
-                },
-            )
+            self.run.share("prepared")
+            cache = str(feature_cache(backbone).folder.resolve())
+            if self.run.uri is not None:
+                cache = self.run.results(self.run.attempt("features", inputs), "features")
+            self._run("features", feature_loop, inputs, {"backbone": backbone.model_dump(mode="json"), "cache": cache})
+            if self.run.uri is not None:
+                take_features(cache, backbone)
+                remove(cache)
         prepared.write_features(FeatureExtractor(backbone, feature_cache(backbone)))
         self.run.mark_done("prepared", inputs)
         return prepared
@@ -117,9 +120,8 @@ class Stages:
         graph = self.settings.graph.model_dump(mode="json")
         inputs = [__version__, self.dataset.fingerprint, self.settings.backbone.model_dump(mode="json"), graph]
         if not self.run.is_done("graph", inputs):
-            candidates = self.run.stage("candidates")
-            self._run("graph", graph_loop, inputs, {"graph": graph, "out": str(candidates)})
-            keep_best(candidates, self.settings.graph, self.run.stage("graph"))
+            self._run("graph", graph_loop, inputs, {"graph": graph}, results="candidates")
+            keep_best(self.run.stage("candidates"), self.settings.graph, self.run.stage("graph"))
             self.run.mark_done("graph", inputs)
         return read_json(self.run.stage("graph") / "graph.json")
 
@@ -132,8 +134,10 @@ class Stages:
             inputs = self._fit_experts(inputs)
             phases["experts"] = read_json(self.run.stage("experts") / "experts.json")
         bundle_inputs = [*inputs, self.settings.onboarding.model_dump(mode="json")]
-        if not self.run.is_done("onboarding", bundle_inputs) or not (self.run.stage("bundle") / "manifest.json").is_file():
+        manifest = self.run.stage("bundle") / "manifest.json"
+        if not (self.run.is_done("onboarding", bundle_inputs) and self.run.bring("bundle") and manifest.is_file()):
             self._assemble(graph)
+            self.run.share("bundle")
             self.run.mark_done("onboarding", bundle_inputs)
         return phases
 
@@ -148,10 +152,10 @@ class Stages:
                 inputs,
                 {
                     "reward": reward,
-                    "graph": str(self.run.stage("graph")),
+                    "graph": self.run.location("graph"),
                     "graph_seed": self.settings.graph.seed,
-                    "out": str(self.run.stage("reward")),
                 },
+                results="reward",
             )
             self.run.mark_done("reward", inputs)
         return inputs
@@ -172,11 +176,11 @@ class Stages:
                 shared
                 | {
                     "head": self.settings.reward.head.model_dump(mode="json"),
-                    "reward": str(self.run.stage("reward")),
-                    "graph": str(self.run.stage("graph")),
+                    "reward": self.run.location("reward"),
+                    "graph": self.run.location("graph"),
                     "graph_seed": self.settings.graph.seed,
-                    "out": str(self.run.stage("experts")),
                 },
+                results="experts",
             )
             self.run.mark_done("experts", inputs)
         return inputs
@@ -201,20 +205,33 @@ class Stages:
         records = (record for record in ProgressLog(self.run.log(stage)).read() if "step" in record)
         return list({(record.get("candidate"), record["step"]): record for record in records}.values())
 
-    def _run(self, name: str, loop: Any, inputs: Any, config: dict[str, Any]) -> None:
-        log = ProgressLog(self.run.log(name))
+    def _run(self, name: str, loop: Any, inputs: Any, config: dict[str, Any], *, results: str | None = None) -> None:
+        """Runs a stage's loop on the workers; `results` is the folder of what they leave in `config["out"]`."""
         attempt = self.run.attempt(name, inputs)
-        shared = {"prepared": str(self.run.stage("prepared")), "log": str(log.path)}
-        title = _TITLES[name]
         start_ray(self.address)
-        with show_progress(self.console, title, log):
-            run_stage(
-                loop,
-                config | shared,
-                name=attempt,
-                storage=self.run.path / "checkpoints",
-                settings=self.settings.workers,
-            )
+        workers = self.settings.workers
+        wanted = "GPU" if workers.use_gpu else "CPU", workers.num_workers or 1
+        wait_for_resources(*wanted, seconds=workers.wait_seconds, console=self.console)
+        log = ProgressLog(self.run.log(name)) if self.run.uri is None else RelayedLog(self.run.log(name))
+        shared = {
+            "prepared": self.run.location("prepared"),
+            "log": str(log.path) if self.run.uri is None else log,
+            "out": None if results is None else self.run.results(attempt, results),
+        }
+        tracking = track_run(self.settings.tracking, self.run, name)
+        try:
+            with tracking as tracker, show_progress(self.console, _TITLES[name], log, tracker.record):
+                run_stage(
+                    loop,
+                    config | shared,
+                    name=attempt,
+                    storage=self.run.location("checkpoints"),
+                    settings=workers,
+                )
+        finally:
+            self.run.add("progress", "tensorboard")
+        if results is not None:
+            self.run.collect(attempt, results)
 
     def _head(self, name: str, user_dim: int) -> RewardHead:
         tensors = read_tensors(self.run.stage("reward") / f"{name}.safetensors")

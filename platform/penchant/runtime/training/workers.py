@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import ray
 import ray.train
 import ray.train.torch
@@ -22,7 +21,8 @@ from penchant.artifacts import explain_disk_errors
 from penchant.errors import OutputError, PenchantError, TrainingError
 from penchant.runtime.training.checkpoints import CheckpointStorage
 from penchant.runtime.training.config import WorkerSettings
-from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.progress import ProgressLog, open_log
+from penchant.storage import Location, open_filesystem
 
 _REGROUP_SECONDS = 20
 """An elastic group that was promised more than is there (a node's loss is noticed late) is made anew, smaller, after so long."""
@@ -70,17 +70,18 @@ def run_stage(
     config: dict[str, Any],
     *,
     name: str,
-    storage: Path,
+    storage: Location,
     settings: WorkerSettings,
 ) -> None:
-    """Runs `loop(config)` on every worker of the group. The same name in the same storage resumes its last checkpoint.
+    """Runs `loop(config)` on every worker of the group. The same name in the same storage (a folder or a URI) resumes its last
+    checkpoint.
 
     Raises:
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
     """
     group = choose_workers(settings)
-    filesystem, path = pafs.FileSystem.from_uri(str(storage))
-    log = ProgressLog(Path(config["log"]))
+    filesystem, path = open_filesystem(str(storage))
+    log = open_log(config["log"])
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
     # Ray Train takes these from the driver's environment, and hands them on.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
@@ -101,7 +102,7 @@ def run_stage(
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Watch(log.path)],
+            callbacks=[_Watch(log)],
         ),
     )
     try:
@@ -115,7 +116,7 @@ def run_stage(
 class _Watch(UserCallback):
     """Beside the workers: says when one is lost, and ends the stage at once for what another try cannot mend."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: ProgressLog) -> None:
         self.log = log
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
@@ -128,7 +129,7 @@ class _Watch(UserCallback):
         ]
         # A worker that is lost takes the others along: what these say is where they waited for it.
         rank, words = known[0] if known else next((rank, _first_line(error)) for rank, error in worker_exceptions.items())
-        ProgressLog(self.log).write(warning=f"Worker {rank} is lost: {words}. The stage goes on from its last checkpoint.")
+        self.log.write(warning=f"Worker {rank} is lost: {words}. The stage goes on from its last checkpoint.")
 
 
 def _first_line(error: BaseException) -> str:
