@@ -72,7 +72,7 @@ def expert_loop(config: dict[str, Any]) -> None:
     whole, tokenizer = load_backbone(backbone, device)
     reader = TextReader(tokenizer, backbone, cached_activations(whole, tokenizer, backbone, settings), device)
     columns = prepared.comparisons()
-    tables = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"])
+    tables = user_tables(prepared, columns, Path(config["graph"]), seed=config["graph_seed"], models=config["models"])
     models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, Path(config["reward"]))
     for model in models.values():
         model.to(device)
@@ -97,6 +97,8 @@ def expert_loop(config: dict[str, Any]) -> None:
     started = time.monotonic() - checkpointer.resume(trainer)
     accuracy: dict[str, float] = {}
     for progress in trainer.run():
+        if config["on_look"]:
+            config["on_look"](trainer, progress)
         accuracy = progress.valid_accuracy or accuracy
         if checkpointer.rank == 0:
             rate = progress.sequences / max(1e-9, time.monotonic() - started)

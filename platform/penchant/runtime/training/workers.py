@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save_file
 
@@ -55,8 +55,16 @@ def run_stage(
     name: str,
     storage: Path,
     settings: WorkerSettings,
+    in_process: bool = False,
+    on_look: Callable[[Any, Any], None] | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> None:
     """Runs `loop(config)` on every worker of the group. The same name in the same storage resumes its last checkpoint.
+
+    Args:
+        in_process: One worker, in this process and thread, without checkpoints: nothing is started (a sweep's trials).
+        on_look: Called by every worker with the trainer and each progress that it yields.
+        callbacks: Ray Train's, beside the workers.
 
     Raises:
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
@@ -64,18 +72,24 @@ def run_stage(
     group = choose_workers(settings)
     trainer = TorchTrainer(
         loop,
-        train_loop_config=config | {"threads": group.threads, "checkpoint_seconds": settings.checkpoint_seconds},
-        scaling_config=ScalingConfig(num_workers=group.num_workers, use_gpu=group.use_gpu),
+        train_loop_config=config
+        | {
+            "threads": group.threads,
+            "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
+            "on_look": on_look,
+        },
+        scaling_config=ScalingConfig(num_workers=0 if in_process else group.num_workers, use_gpu=group.use_gpu),
         torch_config=TorchConfig(timeout_s=600),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
         ),
     )
     try:
-        _fit_beside(trainer)
+        trainer.fit() if in_process else _fit_beside(trainer)
     except PenchantError:
         raise
     except Exception as error:
@@ -132,16 +146,19 @@ class Checkpointer:
     """Saves a worker's tensors every so often, and finds the last saved ones again.
 
     Every worker calls it at the same steps; each writes its own file, and a checkpoint counts when all have.
+
+    Args:
+        every_seconds: Time between two; None to keep none (in a trial of a sweep, Ray Train has nowhere to put them).
     """
 
-    def __init__(self, every_seconds: float) -> None:
+    def __init__(self, every_seconds: float | None) -> None:
         self.every_seconds, self._last = every_seconds, time.monotonic()
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
 
     def load(self) -> list[dict[str, torch.Tensor]]:
         """The last checkpoint's tensors, a dictionary for each worker that wrote it; empty where there is none."""
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = None if self.every_seconds is None else ray.train.get_checkpoint()
         if checkpoint is None:
             return []
         with checkpoint.as_directory() as folder:
@@ -161,6 +178,8 @@ class Checkpointer:
 
     def due(self) -> bool:
         """Whether it is time, decided by the first worker for all."""
+        if self.every_seconds is None:
+            return False
         due = time.monotonic() - self._last >= self.every_seconds
         if self.world_size > 1:
             flag = torch.tensor(float(due), device=ray.train.torch.get_device())
