@@ -87,7 +87,7 @@ def refused(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Those that may be chosen, best first: by the best validation accuracy of each, whatever its budget. Of equals the earlier."""
+    """Those that may be chosen, best first: by the best look of each, whatever its budget; of equals the earlier."""
     return sorted((row for row in rows if row.counts), key=lambda row: (-(row.accuracy or 0.0), row.number))
 
 
