@@ -1,4 +1,4 @@
-"""Sweeps through the command line: interrupted and taken up again, with trials that keep failing; and a group of workers a trial."""
+"""Sweeps through the command line: interrupted and taken up again, with trials that keep failing; groups of workers."""
 
 import json
 import os

@@ -68,6 +68,10 @@ def _check_stage(space: Space, base: FitSettings, *, where: str) -> None:
     searched = STEPS[stage_of(space, base)]
     if any(_same_key(key, searched) for key in space.parameters):
         raise ConfigError(f"{searched!r} is what ASHA decides on.", where=where, fix="Set asha.steps instead.")
+    if stage_of(space, base) == "experts" and not trial_settings(space, base, {}).experts.valid_prompts:
+        raise ConfigError(
+            "Without validation prompts no trial can be judged.", where="experts.valid_prompts", fix="Give 8 or more."
+        )
     if most_steps(space, base) < space.asha.first:
         raise ConfigError(
             f"The first rung, at {space.asha.first} steps, is beyond the {most_steps(space, base)} steps of a trial.",

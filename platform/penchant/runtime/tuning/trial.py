@@ -15,25 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 from filelock import FileLock
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from penchant import __version__
 from penchant.artifacts import fingerprint, write_json
-from penchant.graph.training import GraphTrainer
-from penchant.reward.expert_training import ExpertTrainer
-from penchant.reward.training import RewardTrainer
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import expert_loop
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.reward_stage import reward_loop
 from penchant.runtime.training.workers import run_stage
 from penchant.runtime.tuning.candidates import stage_of, trial_settings
+from penchant.runtime.tuning.looks import MODEL, Heads, Looks
 from penchant.runtime.tuning.space import Space, Stage
 
-_MODEL = "personalised"
 _MADE = "made.json"
 
 
@@ -77,11 +73,14 @@ class _Trial:
         if stage == "reward":
             return self._stage("reward", reward_loop, self._reward(graph, self.scratch / "reward"), looks=True)
         heads = self._shared("heads", [graph.name, self._plain("reward")], lambda out: self._make_heads(graph, out))
-        return self._stage("experts", expert_loop, self._experts(graph, heads, self.scratch / "experts"), looks=True)
+        before = Heads(heads, self.settings.reward.head, self.plan.prepared)
+        return self._stage(
+            "experts", expert_loop, self._experts(graph, heads, self.scratch / "experts"), looks=True, heads=before
+        )
 
-    def _stage(self, stage: Stage, loop: Any, config: dict[str, Any], *, looks: bool = False) -> None:
+    def _stage(self, stage: Stage, loop: Any, config: dict[str, Any], *, looks: bool = False, heads: Heads | None = None) -> None:
         log = self.scratch / f"{stage}.jsonl"
-        shared = {"prepared": str(self.plan.prepared), "log": str(log), "models": (_MODEL,)}
+        shared = {"prepared": str(self.plan.prepared), "log": str(log), "models": (MODEL,)}
         report = tune.report if self.alone else ray.train.report
         run_stage(
             loop,
@@ -90,7 +89,7 @@ class _Trial:
             storage=self.plan.out / "checkpoints",
             settings=self.settings.workers,
             in_process=self.alone,
-            on_look=Looks(report, shared_seconds=time.monotonic() - self.started) if looks else None,
+            on_look=Looks(report, shared_seconds=time.monotonic() - self.started, heads=heads) if looks else None,
             callbacks=[TuneReportCallback()] if looks and not self.alone else (),
         )
 
@@ -134,59 +133,3 @@ class _Trial:
             "graph_seed": self.settings.graph.seed,
             "out": str(out),
         }
-
-
-class Looks:
-    """What a stage's loop calls with each progress; reports those that looked at the validation comparisons.
-
-    Args:
-        report: Ray Tune's, or (in a group of workers) Ray Train's.
-        shared_seconds: Spent before the stage: on what trials share, or waiting for it.
-    """
-
-    def __init__(self, report: Callable[[dict[str, Any]], None], *, shared_seconds: float) -> None:
-        self.report, self.shared_seconds = report, shared_seconds
-        self.best = -1.0
-        self.first: tuple[float, int] | None = None
-        self.last: tuple[float, int] | None = None
-        self.step_seconds: list[float] = []
-
-    def __call__(self, trainer: Any, progress: Any) -> None:
-        """Reports `accuracy`, the best on validation so far; `valid_accuracy`, this look's; and what it took."""
-        now = time.monotonic()
-        accuracy = progress.valid_accuracy
-        if isinstance(accuracy, dict):
-            accuracy = accuracy.get(_MODEL)
-        if self.last is not None and (accuracy is None or not isinstance(trainer, ExpertTrainer)):
-            # An expert's look is no part of its step; elsewhere looks are cheap, and come with every progress.
-            self.step_seconds.append((now - self.last[0]) / max(1, progress.step - self.last[1]))
-        self.first = self.first or (now, progress.step)
-        if accuracy is not None:
-            self.best = max(self.best, accuracy)
-            self.report(
-                {
-                    "step": progress.step,
-                    "accuracy": self.best,
-                    "valid_accuracy": accuracy,
-                    "parameters": count_parameters(trainer),
-                    "step_seconds": self._seconds_a_step(),
-                    "training_seconds": round(now - self.first[0] + self.first[1] * self._seconds_a_step(), 2),
-                    "shared_seconds": round(self.shared_seconds, 2),
-                }
-            )
-        self.last = (time.monotonic(), progress.step)
-
-    def _seconds_a_step(self) -> float:
-        return sum(self.step_seconds) / len(self.step_seconds) if self.step_seconds else 0.0
-
-
-def count_parameters(trainer: GraphTrainer | RewardTrainer | ExpertTrainer) -> int:
-    """Numbers that the personalised model trains, over all workers."""
-    if isinstance(trainer, GraphTrainer):
-        replicated = sum(parameter.numel() for parameter in trainer.encoder.replicated_parameters())
-        own = sum(parameter.numel() for parameter in trainer.encoder.parameters()) - replicated
-        device = next(trainer.encoder.parameters()).device
-        return replicated + int(trainer.collective.sum(torch.tensor(own, dtype=torch.float64, device=device)))
-    if isinstance(trainer, RewardTrainer):
-        return sum(parameter.numel() for parameter in trainer.heads[_MODEL].parameters())
-    return sum(parameter.numel() for parameter in trainer.models[_MODEL].trainable().values())

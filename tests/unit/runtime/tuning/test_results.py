@@ -1,18 +1,12 @@
-import types
-
 import pytest
 
 from penchant.cli.tune import parse_seconds, show_trials
 from penchant.errors import ConfigError, DataError, TrainingError
-from penchant.graph.training import GraphProgress
-from penchant.reward.expert_training import ExpertProgress
-from penchant.runtime.tuning import trial as trial_module
 from penchant.runtime.tuning.journal import Clock, reason_of
 from penchant.runtime.tuning.report import heat_map, importance, write_sweep_report
 from penchant.runtime.tuning.results import best_of, front, ranked, read_trials, summary
 from penchant.runtime.tuning.show import note
 from penchant.runtime.tuning.space import Space
-from penchant.runtime.tuning.trial import Looks
 
 DEPTH, EXPERTS = "graph.candidates.*.encoder.num_layers", "experts.num_experts"
 
@@ -151,40 +145,6 @@ def test_a_reason_is_found_behind_wrapping():
     assert reason_of(wrapped) == str(mistake)
     assert reason_of(RuntimeError("first\nlast")) == "last"
     assert reason_of(None)
-
-
-def test_looks_report_the_best_so_far_and_what_a_step_takes(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(trial_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(trial_module, "count_parameters", lambda trainer: 7)
-    reports = []
-    looks = Looks(reports.append, shared_seconds=3.0)
-    for step, accuracy in ((5, 0.6), (10, 0.5), (15, 0.7)):
-        now[0] += 10
-        looks(types.SimpleNamespace(), GraphProgress(step, 0.1, accuracy, best=True))
-    assert [(report["step"], report["accuracy"], report["valid_accuracy"]) for report in reports] == [
-        (5, 0.6, 0.6),
-        (10, 0.6, 0.5),
-        (15, 0.7, 0.7),
-    ]
-    assert reports[-1]["step_seconds"] == 2.0
-    assert reports[-1]["training_seconds"] == 30.0
-    assert reports[-1]["parameters"] == 7
-
-
-def test_a_step_of_the_experts_is_timed_without_its_look(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(trial_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(trial_module, "count_parameters", lambda trainer: 7)
-    trainer = trial_module.ExpertTrainer.__new__(trial_module.ExpertTrainer)
-    reports = []
-    looks = Looks(reports.append, shared_seconds=0.0)
-    for step in range(1, 9):
-        now[0] += 1 if step % 4 else 21
-        looks(trainer, ExpertProgress(step, {}, {} if step % 4 else {"personalised": 0.5}, 0))
-    assert [report["step"] for report in reports] == [4, 8]
-    assert reports[-1]["step_seconds"] == 1.0
-    assert reports[-1]["training_seconds"] == pytest.approx(48.0)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400)])
