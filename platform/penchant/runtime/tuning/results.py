@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from penchant.artifacts import fingerprint
 from penchant.errors import TrainingError
 from penchant.runtime.tuning.space import Value
 
@@ -51,19 +52,24 @@ class TrialRow:
 
 
 def read_trials(records: Iterable[Mapping[str, Any]]) -> list[TrialRow]:
-    """The trials, in the order in which they were started. One that began again has the looks of its last beginning."""
+    """The trials, in the order in which they were started. One that began again has the looks of its last beginning.
+
+    Trials are told apart by their values, which the search never proposes twice: a trial that Ray Tune had not yet saved when it
+    was killed comes again under another name.
+    """
     rows: dict[str, TrialRow] = {}
+    named: dict[str, TrialRow] = {}
     began: dict[str, float] = {}
     for record in records:
-        name = record.get("trial")
+        name = record.get("trial", "")
         if record["event"] == "started":
-            row = rows.setdefault(name, TrialRow(name, len(rows) + 1, record["values"]))
-            row.state, row.reason, row.looks, row.accuracy = RUNNING, "", [], None
-            began[name] = record["at"]
-        elif name in rows:
-            _follow(rows[name], record)
+            row = rows.setdefault(fingerprint(record["values"]), TrialRow(name, len(rows) + 1, record["values"]))
+            row.trial, row.state, row.reason, row.looks, row.accuracy = name, RUNNING, "", [], None
+            named[name], began[name] = row, record["at"]
+        elif name in named and named[name].trial == name:
+            _follow(named[name], record)
             if "at" in record:
-                rows[name].seconds += record["at"] - began.pop(name, record["at"])
+                named[name].seconds += record["at"] - began.pop(name, record["at"])
     return list(rows.values())
 
 

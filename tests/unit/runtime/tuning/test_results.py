@@ -4,7 +4,7 @@ from penchant.cli.tune import parse_seconds, show_trials
 from penchant.errors import ConfigError, DataError, TrainingError
 from penchant.runtime.tuning.journal import Clock, reason_of
 from penchant.runtime.tuning.report import heat_map, importance, write_sweep_report
-from penchant.runtime.tuning.results import best_of, front, ranked, read_trials, summary
+from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, summary
 from penchant.runtime.tuning.show import note
 from penchant.runtime.tuning.space import Space
 
@@ -65,8 +65,14 @@ def test_the_best_is_the_best_by_its_own_looks_and_never_one_that_failed(rows):
     assert "1 failed" in note(rows)
 
 
+def test_a_trial_that_comes_again_under_another_name_is_one_trial():
+    lost = [started("a"), look("a", 6, 0.7), started("b"), completed("a", at=5), look("b", 6, 0.6), completed("b")]
+    (row,) = read_trials(lost)
+    assert (row.trial, row.state, row.accuracy) == ("b", "finished", 0.6)
+
+
 def test_of_equals_the_earlier_is_taken():
-    equal = [started("x"), look("x", 6, 0.6), completed("x"), started("y"), look("y", 6, 0.6), completed("y")]
+    equal = [started("x", 1), look("x", 6, 0.6), completed("x"), started("y", 2), look("y", 6, 0.6), completed("y")]
     assert best_of(read_trials(equal)).trial == "x"
 
 
@@ -112,13 +118,14 @@ def test_the_heat_map_has_the_best_of_each_pair(rows):
 
 
 def test_importance_finds_what_matters():
-    records = []
+    rows = []
     for number in range(30):
         depth, experts = (1, 2, 4)[number % 3], (1, 2)[number // 3 % 2]
-        records += [started(str(number), depth, experts), look(str(number), 6, 0.5 + 0.1 * (depth == 4)), completed(str(number))]
-    weights = importance(space(), read_trials(records))
+        values = {DEPTH: depth, EXPERTS: experts}
+        rows.append(TrialRow(str(number), number, values, "finished", accuracy=0.5 + 0.1 * (depth == 4)))
+    weights = importance(space(), rows)
     assert weights[DEPTH] > 0.9
-    assert importance(space(), read_trials(records[:3])) == {}
+    assert importance(space(), rows[:3]) == {}
 
 
 def test_the_clock_goes_on_where_it_stopped(tmp_path, monkeypatch):
