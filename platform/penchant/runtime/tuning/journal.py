@@ -11,6 +11,7 @@ refused     values, reason            a proposal that cannot be
 from __future__ import annotations
 
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from penchant.artifacts import read_json, write_json
-from penchant.errors import PenchantError
 from penchant.runtime.training.progress import ProgressLog
 
 _LOOK = ("step", "accuracy", "valid_accuracy", "parameters", "step_seconds", "training_seconds", "shared_seconds")
@@ -118,15 +118,12 @@ class JournalCallback(tune.Callback):
         self._failed(trial, again=False)
 
     def _failed(self, trial: Trial, *, again: bool) -> None:
-        self.journal.write(event="failed", trial=trial.trial_id, again=again, reason=reason_of(trial.get_error()), at=time.time())
+        path = trial.error_file
+        said = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else ""
+        self.journal.write(event="failed", trial=trial.trial_id, again=again, reason=reason_of(said), at=time.time())
 
 
-def reason_of(error: BaseException | None) -> str:
-    """What was said in the first place, behind Ray's wrapping."""
-    found = error
-    while found is not None:
-        if isinstance(found, PenchantError):
-            return str(found)
-        found = getattr(found, "cause", None) or found.__cause__
-    lines = str(error or "").strip().splitlines()
-    return lines[-1].strip() if lines else "It ended without a word."
+def reason_of(trace: str) -> str:
+    """What was said in the first place: the last line of a trace, without the error's name."""
+    lines = trace.strip().splitlines()
+    return re.sub(r"^[\w.]+: ", "", lines[-1].strip()) if lines else "It ended without a word."

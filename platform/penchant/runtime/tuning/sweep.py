@@ -150,9 +150,10 @@ class Sweep:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        path = str(self.out / _EXPERIMENT)
-        if tune.Tuner.can_restore(path):
-            tuner = tune.Tuner.restore(path, trainable=trainable)
+        path = self.out / _EXPERIMENT
+        # Killed before anything was saved, it has nothing to be taken up from.
+        if tune.Tuner.can_restore(path) and any(path.glob("experiment_state-*.json")):
+            tuner = tune.Tuner.restore(str(path), trainable=trainable)
         else:
             tuner = tune.Tuner(trainable, tune_config=self._tune_config(group, gpus), run_config=self._run_config())
         _fit_beside(tuner)

@@ -1,7 +1,7 @@
 import pytest
 
 from penchant.cli.tune import parse_seconds, show_trials
-from penchant.errors import ConfigError, DataError, TrainingError
+from penchant.errors import ConfigError, TrainingError
 from penchant.runtime.tuning.journal import Clock, reason_of
 from penchant.runtime.tuning.report import heat_map, importance, write_sweep_report
 from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, summary
@@ -145,13 +145,10 @@ def test_the_clock_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert not Clock(tmp_path / "none.json", None).stop_all()
 
 
-def test_a_reason_is_found_behind_wrapping():
-    mistake = DataError("It is wrong.", where="here", fix="Mend it.")
-    wrapped = RuntimeError("task failed")
-    wrapped.cause = mistake
-    assert reason_of(wrapped) == str(mistake)
-    assert reason_of(RuntimeError("first\nlast")) == "last"
-    assert reason_of(None)
+def test_a_reason_is_the_last_line_of_a_trace():
+    assert reason_of("Failure # 1\nTraceback\npenchant.errors.DataError: here: It is wrong.\n") == "here: It is wrong."
+    assert reason_of("a worker died\n\n") == "a worker died"
+    assert reason_of("") == "It ended without a word."
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400)])
