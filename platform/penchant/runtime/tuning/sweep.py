@@ -36,7 +36,7 @@ from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, re
 from penchant.runtime.tuning.search import CheckedSearch
 from penchant.runtime.tuning.show import show_sweep
 from penchant.runtime.tuning.space import Space
-from penchant.runtime.tuning.trial import TrialPlan, run_trial
+from penchant.runtime.tuning.trial import TrialAlone, TrialPlan, run_group_trial
 
 _EXPERIMENT = "tune"
 
@@ -145,7 +145,8 @@ class Sweep:
         plan = TrialPlan(self.out, self.stages.run.stage("prepared"), self.dataset.fingerprint, self.space, base)
         # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs.
         own = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"CPU": 0}
-        trainable = tune.with_resources(tune.with_parameters(run_trial, plan=plan), own)
+        run: Any = TrialAlone if group == 1 else run_group_trial
+        trainable = tune.with_resources(tune.with_parameters(run, plan=plan), own)
         # The state that a crash leaves is at most so old, in seconds; the journal replaces Tune's own logs.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -203,6 +204,7 @@ class Sweep:
             storage_path=str(self.out),
             stop=self.clock,
             callbacks=[JournalCallback(self.journal, self.clock)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only its looks are kept
             failure_config=tune.FailureConfig(max_failures=self.space.max_failures),
             verbose=0,
         )

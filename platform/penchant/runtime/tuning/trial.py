@@ -7,9 +7,12 @@ personalised model alone. What several trials begin with alike (a graph, the hea
 
 from __future__ import annotations
 
+import queue
 import shutil
+import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import ray.train
 from filelock import FileLock
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.result import RESULT_DUPLICATE
 
 from penchant import __version__
 from penchant.artifacts import fingerprint, write_json
@@ -28,9 +32,10 @@ from penchant.runtime.training.reward_stage import reward_loop
 from penchant.runtime.training.workers import run_stage
 from penchant.runtime.tuning.candidates import stage_of, trial_settings
 from penchant.runtime.tuning.looks import MODEL, Heads, Looks
-from penchant.runtime.tuning.space import Space, Stage
+from penchant.runtime.tuning.space import Space, Stage, Value
 
 _MADE = "made.json"
+_STOP_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -47,16 +52,99 @@ class TrialPlan:
     base: FitSettings
 
 
-def run_trial(config: dict[str, Any], plan: TrialPlan) -> None:
-    """What Ray Tune runs: `config` has the trial's values by dotted key."""
-    _Trial(plan, trial_settings(plan.space, plan.base, config), tune.get_context().get_trial_id()).run()
+def run_group_trial(config: dict[str, Any], plan: TrialPlan) -> None:
+    """What Ray Tune runs where a trial has several workers: `config` has its values by dotted key."""
+    _Trial(plan, config, ray.train.report, [TuneReportCallback()]).run()
+
+
+class TrialAlone(tune.Trainable):
+    """What Ray Tune runs where a trial has one worker: a thread of this process trains, and waits at each look.
+
+    It is no function of Ray Tune's, for inside one the loops' calls of Ray Train are refused.
+    """
+
+    def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
+        """Takes a trial's values by dotted key."""
+        self.plan = plan
+        self.talk = Talk(lambda report: _Trial(plan, config, report).run())
+
+    def step(self) -> dict[str, Any]:
+        """Trains up to the next look."""
+        look = self.talk.next()
+        return {RESULT_DUPLICATE: True} if look is None else look
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial, unless the one before cannot be stopped soon."""
+        if self.talk.stop(timeout=_STOP_SECONDS):
+            self.setup(new_config, self.plan)
+            return True
+        return False
+
+    def cleanup(self) -> None:
+        """Stops at the next look."""
+        self.talk.stop(timeout=0)
+
+
+class Talk:
+    """Runs a function on a thread of its own, one report at a time.
+
+    Args:
+        work: It is given the function to report with, which returns when the next report is asked for.
+    """
+
+    def __init__(self, work: Callable[[Callable[[dict[str, Any]], None]], None]) -> None:
+        self._said: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
+        self._go = threading.Semaphore(0)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+
+    def _run(self, work: Callable[[Callable[[dict[str, Any]], None]], None]) -> None:
+        try:
+            work(self._report)
+        except Exception as error:
+            self._said.put(error)
+        else:
+            self._said.put(None)
+
+    def _report(self, metrics: dict[str, Any]) -> None:
+        self._said.put(metrics)
+        self._go.acquire()
+        if self._stopped:
+            raise SystemExit  # ends this thread, with every `finally` on the way
+
+    def next(self) -> dict[str, Any] | None:
+        """The next report, or None where the work is done. Raises what the work raised."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._go.release()
+        said = self._said.get()
+        if isinstance(said, BaseException):
+            raise said
+        return said
+
+    def stop(self, *, timeout: float) -> bool:
+        """Ends the work at its next report; whether it has ended in time, in seconds."""
+        self._stopped = True
+        self._go.release()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
 
 
 class _Trial:
-    def __init__(self, plan: TrialPlan, settings: FitSettings, name: str) -> None:
-        self.plan, self.settings, self.name = plan, settings, name
-        self.alone = (settings.workers.num_workers or 1) == 1
-        self.scratch = plan.out / "scratch" / name
+    def __init__(
+        self,
+        plan: TrialPlan,
+        values: Mapping[str, Value],
+        report: Callable[[dict[str, Any]], None],
+        callbacks: Sequence[ray.train.UserCallback] = (),
+    ) -> None:
+        self.plan, self.report, self.callbacks = plan, report, callbacks
+        self.settings = trial_settings(plan.space, plan.base, values)
+        self.alone = not callbacks
+        self.name = uuid.uuid4().hex[:8]
+        self.scratch = plan.out / "scratch" / self.name
         """What the trial's model and curves are written to. Only its looks are kept: the best is fitted again, in full."""
         self.started = time.monotonic()
 
@@ -81,7 +169,6 @@ class _Trial:
     def _stage(self, stage: Stage, loop: Any, config: dict[str, Any], *, looks: bool = False, heads: Heads | None = None) -> None:
         log = self.scratch / f"{stage}.jsonl"
         shared = {"prepared": str(self.plan.prepared), "log": str(log), "models": (MODEL,)}
-        report = tune.report if self.alone else ray.train.report
         run_stage(
             loop,
             config | shared,
@@ -89,8 +176,8 @@ class _Trial:
             storage=self.plan.out / "checkpoints",
             settings=self.settings.workers,
             in_process=self.alone,
-            on_look=Looks(report, shared_seconds=time.monotonic() - self.started, heads=heads) if looks else None,
-            callbacks=[TuneReportCallback()] if looks and not self.alone else (),
+            on_look=Looks(self.report, shared_seconds=time.monotonic() - self.started, heads=heads) if looks else None,
+            callbacks=self.callbacks if looks else (),
         )
 
     def _shared(self, kind: str, inputs: Any, make: Callable[[Path], None]) -> Path:
@@ -100,7 +187,7 @@ class _Trial:
         with FileLock(folder.with_suffix(".lock")):  # let go by the system where its holder dies
             if not (folder / _MADE).is_file():
                 make(folder)
-                write_json(folder / _MADE, {"inputs": inputs, "trial": self.name})
+                write_json(folder / _MADE, {"inputs": inputs})
         return folder
 
     def _make_graph(self, out: Path) -> None:
