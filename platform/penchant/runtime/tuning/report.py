@@ -112,7 +112,7 @@ def history(rows: Sequence[TrialRow]) -> go.Figure:
             marker={"color": _COLOURS.get(state, _OTHER), "size": 9},
             text=[in_words(row.values) for row in of_state],
         )
-    best = np.maximum.accumulate([row.accuracy for row in shown])
+    best = np.maximum.accumulate([row.accuracy or 0.0 for row in shown])
     figure.add_scatter(
         x=[row.number for row in shown], y=best, mode="lines", name="best so far", line={"shape": "hv", "color": "#2a9d6f"}
     )

@@ -157,7 +157,7 @@ def _check_parameter(space: Space, key: str, parameter: Parameter, *, where: str
             where=where,
             fix=f"Trials share the data and the base's features: search {groups}, and put the rest under settings.",
         )
-    adapter = TypeAdapter(Annotated[field.annotation, field])
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
     for value in parameter.probes():
         try:
             adapter.validate_python(value)

@@ -66,7 +66,10 @@ class TrialAlone(tune.Trainable):
     def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
         """Takes a trial's values by dotted key."""
         self.plan = plan
-        self.talk = Talk(lambda report: _Trial(plan, config, report).run())
+        self._begin(config)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.talk = Talk(lambda report: _Trial(self.plan, config, report).run())
 
     def step(self) -> dict[str, Any]:
         """Trains up to the next look."""
@@ -76,7 +79,7 @@ class TrialAlone(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next trial, unless the one before cannot be stopped soon."""
         if self.talk.stop(timeout=_STOP_SECONDS):
-            self.setup(new_config, self.plan)
+            self._begin(new_config)
             return True
         return False
 
