@@ -62,7 +62,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_ends_though_trials_keep_fa
     }
     arguments = command(data, out, space, f"backbone.name={tiny_backbone}")
     process = start(arguments)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while sum(record["event"] == "completed" for record in journal(out)) < 2 and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)

@@ -4,7 +4,7 @@ started     trial, values, at         a trial began, or began again
 look        trial, step, accuracy...  it looked at the validation comparisons
 stopped     trial, step               ASHA stopped it
 completed   trial, out_of_time, at    it ended: by itself, by ASHA, or because the sweep's time was up
-failed      trial, again, reason, at  it raised an error; `again` says whether it is tried again
+failed      trial, values, again...     it raised an error; `again` says whether it is tried again
 refused     values, reason            a proposal that cannot be
 """
 
@@ -120,7 +120,9 @@ class JournalCallback(tune.Callback):
     def _failed(self, trial: Trial, *, again: bool) -> None:
         path = trial.error_file
         said = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else ""
-        self.journal.write(event="failed", trial=trial.trial_id, again=again, reason=reason_of(said), at=time.time())
+        # It may have failed before it was started.
+        facts = {"values": trial.config, "reason": reason_of(said), "at": time.time()}
+        self.journal.write(event="failed", trial=trial.trial_id, again=again, **facts)
 
 
 def reason_of(trace: str) -> str:

@@ -61,12 +61,12 @@ def read_trials(records: Iterable[Mapping[str, Any]]) -> list[TrialRow]:
     named: dict[str, TrialRow] = {}
     began: dict[str, float] = {}
     for record in records:
-        name = record.get("trial", "")
-        if record["event"] == "started":
+        name, event = record.get("trial", ""), record["event"]
+        if event == "started" or (event == "failed" and name not in named):
             row = rows.setdefault(fingerprint(record["values"]), TrialRow(name, len(rows) + 1, record["values"]))
             row.trial, row.state, row.reason, row.looks, row.accuracy = name, RUNNING, "", [], None
             named[name], began[name] = row, record["at"]
-        elif name in named and named[name].trial == name:
+        if event != "started" and name in named and named[name].trial == name:
             _follow(named[name], record)
             if "at" in record:
                 named[name].seconds += record["at"] - began.pop(name, record["at"])

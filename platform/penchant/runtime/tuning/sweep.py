@@ -10,6 +10,7 @@ out/best.yaml  sweep.json  sweep.html
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -151,6 +152,7 @@ class Sweep:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the reasons of failures are shown at the end
         path = self.out / _EXPERIMENT
         # Killed before anything was saved, it has nothing to be taken up from.
         if tune.Tuner.can_restore(path) and any(path.glob("experiment_state-*.json")):

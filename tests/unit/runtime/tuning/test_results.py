@@ -27,7 +27,8 @@ def completed(trial, at=20.0, out_of_time=False):
 
 
 def failed(trial, again, at=20.0):
-    return {"event": "failed", "trial": trial, "again": again, "reason": "The loss is nan.", "at": at}
+    values = {DEPTH: 2, EXPERTS: 1}
+    return {"event": "failed", "trial": trial, "values": values, "again": again, "reason": "The loss is nan.", "at": at}
 
 
 RECORDS = [
@@ -74,6 +75,11 @@ def test_a_trial_that_comes_again_under_another_name_is_one_trial():
 def test_of_equals_the_earlier_is_taken():
     equal = [started("x", 1), look("x", 6, 0.6), completed("x"), started("y", 2), look("y", 6, 0.6), completed("y")]
     assert best_of(read_trials(equal)).trial == "x"
+
+
+def test_a_trial_that_failed_before_it_was_started_is_there():
+    (row,) = read_trials([failed("a", True), failed("a", False)])
+    assert (row.state, row.failures, row.reason) == ("failed", 2, "The loss is nan.")
 
 
 def test_no_look_is_no_best():

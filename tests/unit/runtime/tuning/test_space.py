@@ -35,7 +35,7 @@ def space_of(tmp_path, **values):
 def test_shipped_spaces_can_be_swept(path):
     space = load_space(str(path))
     base = base_settings(space, None, [], where=str(path))
-    assert trial_settings(space, base, {}) != base
+    assert trial_settings(space, base, {}).experts.valid_prompts > 0
     first = starting_point(space, base)
     assert first is not None, "the search starts from the default"
     assert best_settings(base, first) == base
