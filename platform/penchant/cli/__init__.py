@@ -19,6 +19,7 @@ from rich.table import Table
 from penchant.cli.data import data_app
 from penchant.cli.forget import data_drop_users, forget, store_app
 from penchant.cli.serve import export, keys_app, roll, serve
+from penchant.cli.tune import tune
 from penchant.errors import PenchantError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.add_typer(store_app, name="store")
 app.command()(serve)
 app.command()(roll)
 app.command()(forget)
+app.command()(tune)
 data_app.command("export")(export)
 data_app.command("drop-users")(data_drop_users)
 

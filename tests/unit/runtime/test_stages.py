@@ -32,6 +32,23 @@ def test_no_test_comparison_and_no_unseen_user_is_prepared(prepared, planted):
     assert not set(zip(columns["chosen"], columns["rejected"], strict=True)) & set(zip(test.chosen, test.rejected, strict=True))
 
 
+def test_what_is_prepared_does_not_depend_on_what_test_users_chose(planted, tmp_path):
+    from penchant.data import PreferenceDataset
+
+    tables = planted[0].tables()
+    rows = tables["comparisons"]
+    is_test = np.array(rows["split"].to_pylist()) == "test"
+    pair = [np.array(rows[name].to_pylist(), dtype=object) for name in ("chosen_id", "rejected_id")]
+    for name, own, other in (("chosen_id", *pair), ("rejected_id", *pair[::-1])):
+        turned = np.where(is_test, other, own)
+        rows = rows.set_column(rows.column_names.index(name), name, [turned.tolist()])
+    turned = PreferenceDataset.from_tables(**tables | {"comparisons": rows})
+    assert turned.fingerprint != planted[0].fingerprint
+    first, second = (prepare(dataset, tmp_path / name) for name, dataset in (("own", planted[0]), ("turned", turned)))
+    for name in ("comparisons.parquet", "texts.parquet", "groups.safetensors"):
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
 def test_groups_stay_out_where_one_is_not_known(planted, tmp_path):
     from penchant.data import PreferenceDataset
 

@@ -141,20 +141,23 @@ class Checkpointer:
     Every worker calls it at the same steps; each writes its own file, and a checkpoint counts when all have.
 
     Args:
-        every_seconds: Time between two checkpoints.
+        every_seconds: Time between two checkpoints; None to keep none (in a trial of a sweep, Ray Train has nowhere to put them).
         log: Where it says which checkpoint could not be used.
     """
 
-    def __init__(self, every_seconds: float, log: ProgressLog) -> None:
+    def __init__(self, every_seconds: float | None, log: ProgressLog) -> None:
         self.every_seconds, self.log, self._last = every_seconds, log, time.monotonic()
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        storage = context.get_storage()
-        self.storage = CheckpointStorage(storage.storage_filesystem, storage.experiment_fs_path)
+        if every_seconds is not None:
+            storage = context.get_storage()
+            self.storage = CheckpointStorage(storage.storage_filesystem, storage.experiment_fs_path)
         self._number = 0
 
     def load(self) -> list[dict[str, Tensor]]:
         """The last whole checkpoint's tensors, a dictionary for each worker that wrote it; empty where there is none."""
+        if self.every_seconds is None:
+            return []
         found: tuple[str | None, int] = (None, 0)
         if self.rank == 0:
             found = self.storage.newest_whole(lambda words: self.log.write(warning=words)), self.storage.next_number()
@@ -179,6 +182,8 @@ class Checkpointer:
 
     def due(self) -> bool:
         """Whether it is time, decided by the first worker for all."""
+        if self.every_seconds is None:
+            return False
         due = time.monotonic() - self._last >= self.every_seconds
         if self.world_size > 1:
             flag = torch.tensor(float(due), device=ray.train.torch.get_device())

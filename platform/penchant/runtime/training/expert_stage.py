@@ -83,8 +83,9 @@ def expert_loop(config: dict[str, Any]) -> None:
     whole, tokenizer = load_backbone(backbone, device)
     reader = TextReader(tokenizer, backbone, cached_activations(whole, tokenizer, backbone, settings), device)
     columns = prepared.comparisons()
-    tables = user_tables(prepared, columns, local_copy(config["graph"]), seed=config["graph_seed"])
-    models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, local_copy(config["reward"]))
+    graph, reward = local_copy(config["graph"]), local_copy(config["reward"])
+    tables = user_tables(prepared, columns, graph, seed=config["graph_seed"], models=config["models"])
+    models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, reward)
     for model in models.values():
         model.to(device)
         model.precision = _precision(settings, device)
@@ -108,6 +109,8 @@ def expert_loop(config: dict[str, Any]) -> None:
     started = time.monotonic() - checkpointer.resume(trainer)
     accuracy: dict[str, float] = {}
     for progress in trainer.run():
+        if config["on_look"]:
+            config["on_look"](trainer, progress)
         accuracy = progress.valid_accuracy or accuracy
         if checkpointer.rank == 0:
             rate = progress.sequences / max(1e-9, time.monotonic() - started)

@@ -45,6 +45,8 @@ def graph_loop(config: dict[str, Any]) -> None:
                 trainer.load_state(_own_state(saved, collective.rank, collective.world_size, prepared.num_users))
             started = time.monotonic() - seconds
             for progress in trainer.run():
+                if config["on_look"]:
+                    config["on_look"](trainer, progress)
                 if collective.rank == 0:
                     log.write(
                         done=behind + progress.step,

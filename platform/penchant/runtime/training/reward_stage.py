@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker
 from penchant.storage import local_copy, replacing
 
+MODELS = ("uniform", "personalised", "oracle")
+"""What a fit trains side by side, the last where groups are known."""
+
 
 def reward_loop(config: dict[str, Any]) -> None:
     """What each worker runs: its slice of every batch, from the last checkpoint on."""
@@ -29,7 +33,8 @@ def reward_loop(config: dict[str, Any]) -> None:
     prepared, log = Prepared.open(config["prepared"]), open_log(config["log"])
     checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     columns = prepared.comparisons()
-    users = user_tables(prepared, columns, local_copy(config["graph"]), seed=config["graph_seed"])
+    graph = local_copy(config["graph"])
+    users = user_tables(prepared, columns, graph, seed=config["graph_seed"], models=config["models"])
     data = RewardData(
         feature_RF=prepared.features().float(),
         chosen=columns["chosen"],
@@ -47,6 +52,8 @@ def reward_loop(config: dict[str, Any]) -> None:
     )
     started = time.monotonic() - checkpointer.resume(trainer)
     for progress in trainer.run():
+        if config["on_look"]:
+            config["on_look"](trainer, progress)
         if checkpointer.rank == 0:
             note = ", ".join(f"{name} {value:.3f}" for name, value in progress.valid_accuracy.items())
             log.write(
@@ -72,15 +79,17 @@ def reward_loop(config: dict[str, Any]) -> None:
             write_json(draft / "reward.json", summary)
 
 
-def user_tables(prepared: Prepared, columns: dict[str, np.ndarray], graph: Path, *, seed: int) -> dict[str, UserTable | None]:
-    """What each model knows of the users: nothing, their embeddings, or (where they are known) their true groups."""
+def user_tables(
+    prepared: Prepared, columns: dict[str, np.ndarray], graph: Path, *, seed: int, models: Sequence[str] = MODELS
+) -> dict[str, UserTable | None]:
+    """What each of `models` knows of the users: nothing, their embeddings, or (where they are known) their true groups."""
     tables = {"uniform": None, "personalised": _personal_users(graph, columns, seed=seed)}
     groups = prepared.groups()
     if groups is not None:
         # A row a group, not a user: users of one group then share what is computed for it.
         group = groups.argmax(1).numpy()
         tables["oracle"] = UserTable(torch.eye(groups.shape[1]), group[columns["user"]])
-    return tables
+    return {name: table for name, table in tables.items() if name in models}
 
 
 def _personal_users(graph: Path, columns: dict[str, np.ndarray], *, seed: int) -> UserTable:

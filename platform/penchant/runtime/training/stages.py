@@ -29,7 +29,7 @@ from penchant.runtime.training.feature_stage import feature_cache, feature_loop,
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.prepared import Prepared, prepare
 from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_progress
-from penchant.runtime.training.reward_stage import reward_loop
+from penchant.runtime.training.reward_stage import MODELS, reward_loop
 from penchant.runtime.training.run_folder import RunFolder
 from penchant.runtime.training.tracking import check_tracking, track_run
 from penchant.runtime.training.workers import run_stage
@@ -165,16 +165,14 @@ class Stages:
         experts, backbone = (part.model_dump(mode="json") for part in (self.settings.experts, self.settings.backbone))
         inputs = [*frozen, experts]
         if not self.run.is_done("experts", inputs):
-            shared = {"experts": experts, "backbone": backbone}
-            prepared = Prepared.open(self.run.stage("prepared"))
-            if missing_activations(self.settings.backbone, self.settings.experts, prepared):
-                self._run("activations", activation_loop, inputs, shared)
+            self.cache_activations()
             self._run(
                 "experts",
                 expert_loop,
                 inputs,
-                shared
-                | {
+                {
+                    "experts": experts,
+                    "backbone": backbone,
                     "head": self.settings.reward.head.model_dump(mode="json"),
                     "reward": self.run.location("reward"),
                     "graph": self.run.location("graph"),
@@ -184,6 +182,13 @@ class Stages:
             )
             self.run.mark_done("experts", inputs)
         return inputs
+
+    def cache_activations(self) -> None:
+        """What enters the lowest layer that carries experts, computed for all texts, where that is kept."""
+        experts, backbone = (part.model_dump(mode="json") for part in (self.settings.experts, self.settings.backbone))
+        if missing_activations(self.settings.backbone, self.settings.experts, self.prepare()):
+            shared = {"experts": experts, "backbone": backbone}
+            self._run("activations", activation_loop, [self.dataset.fingerprint, shared], shared)
 
     def model(self) -> PersonalisedRewardModel:
         """The bundle at work."""
@@ -217,6 +222,7 @@ class Stages:
             "prepared": self.run.location("prepared"),
             "log": str(log.path) if self.run.uri is None else log,
             "out": None if results is None else self.run.results(attempt, results),
+            "models": MODELS,
         }
         tracking = track_run(self.settings.tracking, self.run, name)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,17 @@ def run_stage(
     name: str,
     storage: Location,
     settings: WorkerSettings,
+    in_process: bool = False,
+    on_look: Callable[[Any, Any], None] | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> None:
     """Runs `loop(config)` on every worker of the group. The same name in the same storage (a folder or a URI) resumes its last
     checkpoint.
+
+    Args:
+        in_process: One worker, in this process and thread, without checkpoints: nothing is started (a sweep's trials).
+        on_look: Called by every worker with the trainer and each progress that it yields.
+        callbacks: Ray Train's, beside the workers.
 
     Raises:
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
@@ -85,14 +93,18 @@ def run_stage(
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
     # Ray Train takes these from the driver's environment, and hands them on.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
-    elastic = group.min_workers < group.num_workers
-    if elastic:
+    if group.min_workers < group.num_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_REGROUP_SECONDS))
     trainer = TorchTrainer(
         loop,
-        train_loop_config=config | {"threads": group.threads, "checkpoint_seconds": settings.checkpoint_seconds},
+        train_loop_config=config
+        | {
+            "threads": group.threads,
+            "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
+            "on_look": on_look,
+        },
         scaling_config=ScalingConfig(
-            num_workers=(group.min_workers, group.num_workers) if elastic else group.num_workers,
+            num_workers=_group_size(group, in_process=in_process),
             use_gpu=group.use_gpu,
             elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
         ),
@@ -102,15 +114,22 @@ def run_stage(
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Watch(log)],
+            callbacks=[*callbacks, *([] if in_process else [_Watch(log)])],
         ),
     )
     try:
-        _fit_beside(trainer)
+        trainer.fit() if in_process else _fit_beside(trainer)
     except PenchantError:
         raise
     except Exception as error:
         raise _cause(error, name) from error
+
+
+def _group_size(group: WorkerGroup, *, in_process: bool) -> int | tuple[int, int]:
+    """As Ray Train takes it: none for this process alone, a range for an elastic group."""
+    if in_process:
+        return 0
+    return group.num_workers if group.min_workers == group.num_workers else (group.min_workers, group.num_workers)
 
 
 class _Watch(UserCallback):

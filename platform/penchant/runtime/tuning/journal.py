@@ -1,0 +1,131 @@
+"""What happened in a sweep, as it happens: JSON lines that the driver alone writes, and everything shown is made from.
+
+started     trial, values, at         a trial began, or began again
+look        trial, step, accuracy...  it looked at the validation comparisons
+stopped     trial, step               ASHA stopped it
+completed   trial, out_of_time, at    it ended: by itself, by ASHA, or because the sweep's time was up
+failed      trial, values, again...     it raised an error; `again` says whether it is tried again
+refused     values, reason            a proposal that cannot be
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from penchant.artifacts import read_json, write_json
+from penchant.runtime.training.progress import ProgressLog
+
+_LOOK = ("step", "accuracy", "valid_accuracy", "parameters", "step_seconds", "training_seconds", "shared_seconds")
+
+
+class Clock(tune.Stopper):
+    """How long the trials have run, over all times that the sweep was taken up; stops them all when the time is up.
+
+    Args:
+        path: A JSON file that keeps the seconds.
+        limit: Seconds at most; None for no limit.
+    """
+
+    def __init__(self, path: Path, limit: float | None) -> None:
+        self.path, self.limit = path, math.inf if limit is None else limit
+        self._last: float | None = None
+        self._written = 0.0
+        self._used = 0.0
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Counts the time since the last call, and says whether it is up."""
+        now = time.monotonic()
+        if self._last is None:
+            self._used = self.seconds()
+        else:
+            self._used += now - self._last
+        self._last = now
+        if now - self._written >= 1 or self._used >= self.limit:
+            self._written = now
+            write_json(self.path, {"seconds": round(self._used, 2)})
+        return self._used >= self.limit
+
+    def seconds(self) -> float:
+        """What is written."""
+        return float(read_json(self.path)["seconds"]) if self.path.is_file() else 0.0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the time is up, by what is written."""
+        return self.seconds() >= self.limit
+
+
+class RecordedAsha(ASHAScheduler):
+    """ASHA that writes down whom it stops.
+
+    Args:
+        journal: Where.
+        steps: Of a trial that is never stopped.
+        first: Steps before the first rung.
+        factor: Of the trials at a rung, 1 / factor go on.
+    """
+
+    def __init__(self, journal: ProgressLog, *, steps: int, first: int, factor: float) -> None:
+        super().__init__(
+            time_attr="step", metric="accuracy", mode="max", max_t=steps, grace_period=first, reduction_factor=factor
+        )
+        self.journal, self.steps = journal, steps
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """ASHA's decision."""
+        action = super().on_trial_result(tune_controller, trial, result)
+        if action == TrialScheduler.STOP and result["step"] < self.steps:
+            self.journal.write(event="stopped", trial=trial.trial_id, step=result["step"])
+        return action
+
+
+class JournalCallback(tune.Callback):
+    """Writes what Ray Tune tells of its trials into the journal."""
+
+    def __init__(self, journal: ProgressLog, clock: Clock) -> None:
+        self.journal, self.clock = journal, clock
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial was given its resources."""
+        self.journal.write(event="started", trial=trial.trial_id, values=trial.config, at=time.time())
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        """A trial looked at the validation comparisons."""
+        self.journal.write(event="look", trial=trial.trial_id, **{key: result[key] for key in _LOOK})
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial ended without an error."""
+        self.journal.write(event="completed", trial=trial.trial_id, out_of_time=self.clock.is_up, at=time.time())
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed, and is tried again."""
+        self._failed(trial, again=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed, and is given up."""
+        self._failed(trial, again=False)
+
+    def _failed(self, trial: Trial, *, again: bool) -> None:
+        path = trial.error_file
+        said = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else ""
+        # It may have failed before it was started.
+        facts = {"values": trial.config, "reason": reason_of(said), "at": time.time()}
+        self.journal.write(event="failed", trial=trial.trial_id, again=again, **facts)
+
+
+def reason_of(trace: str) -> str:
+    """What was said in the first place: the last line of a trace, without the error's name."""
+    lines = trace.strip().splitlines()
+    return re.sub(r"^[\w.]+: ", "", lines[-1].strip()) if lines else "It ended without a word."

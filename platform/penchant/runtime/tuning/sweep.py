@@ -1,0 +1,249 @@
+"""A sweep: prepares the data once, lets Ray Tune run the trials, and leaves the best settings, the numbers and the report.
+
+out/run.json          what it is a sweep of: another is refused
+out/fit/              the prepared data, as a fit has it
+out/graphs/ heads/    what trials share
+out/tune/             Ray Tune's state, from which an interrupted sweep is taken up
+out/journal.jsonl     what happened, as it happened
+out/best.yaml  sweep.json  sweep.html
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from penchant.artifacts import fingerprint, read_json, write_json, write_text
+from penchant.config import dump_settings
+from penchant.data import PreferenceDataset
+from penchant.errors import OutputError, TrainingError
+from penchant.runtime.cluster import start_ray
+from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.stages import Stages
+from penchant.runtime.tuning.candidates import Check, best_settings, most_steps, stage_of, trial_settings
+from penchant.runtime.tuning.journal import Clock, JournalCallback, RecordedAsha
+from penchant.runtime.tuning.report import write_sweep_report
+from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, refused, summary
+from penchant.runtime.tuning.search import CheckedSearch
+from penchant.runtime.tuning.show import show_sweep
+from penchant.runtime.tuning.space import Space
+from penchant.runtime.tuning.trial import TrialAlone, TrialPlan, run_group_trial
+
+_EXPERIMENT = "tune"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found."""
+
+    best: TrialRow
+    rows: list[TrialRow]
+    """All trials, in the order in which they were started."""
+    values: dict[str, Any]
+    """What `sweep.json` holds."""
+
+
+class Sweep:
+    """Runs a sweep of one data set in one --out folder.
+
+    Args:
+        dataset: Validated data.
+        space: What is searched.
+        base: What all trials have in common; the best is the base with a trial's values.
+        out: The --out folder; on a cluster, on storage that every node sees.
+        console: Where progress is shown.
+        trials: Trials to start; by default the space's.
+        seconds: The trials' time, all together; None for no limit.
+        address: A running Ray cluster to join.
+
+    Raises:
+        OutputError: `out` holds another sweep, or something else.
+        PenchantError: What `Stages` raises.
+    """
+
+    def __init__(
+        self,
+        dataset: PreferenceDataset,
+        space: Space,
+        base: FitSettings,
+        out: Path,
+        console: Console,
+        *,
+        trials: int | None = None,
+        seconds: float | None = None,
+        address: str | None = None,
+    ) -> None:
+        self.dataset, self.space, self.base, self.console = dataset, space, base, console
+        self.out, self.address, self.seconds = out.resolve(), address, seconds
+        self.trials = trials or space.trials
+        identity = self._identity(out)
+        # What a trial may have is checked for each; what all have, here.
+        self.stages = Stages(dataset, trial_settings(space, base, {}), self.out / "fit", console, address=address)
+        write_json(self.out / "run.json", identity)
+        write_text(self.out / "space.yaml", dump_settings(space))
+        self.journal = ProgressLog(self.out / "journal.jsonl")
+        self.clock = Clock(self.out / "clock.json", seconds)
+
+    def _identity(self, out: Path) -> dict[str, Any]:
+        """What the folder is a sweep of, if it holds no other."""
+        asked = [self.space.model_dump(mode="json"), self.base.model_dump(mode="json", exclude={"workers"})]
+        identity = {
+            "dataset": self.dataset.fingerprint,
+            "sweep": fingerprint(asked),
+            "trials": self.trials,
+            "seconds": self.seconds,
+        }
+        path = self.out / "run.json"
+        if path.is_file():
+            found = read_json(path)
+            words = {"dataset": "another data set", "sweep": "another space or settings", "trials": "another --trials"}
+            differing = [words.get(name, "another --time") for name, value in identity.items() if found.get(name) != value]
+            if differing:
+                raise OutputError(
+                    f"The folder holds a sweep with {' and '.join(differing)}.",
+                    where=str(out),
+                    fix="Choose another --out folder, or remove this one.",
+                )
+        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise OutputError("It is not empty, and holds no sweep.", where=str(out), fix="Choose another --out folder.")
+        return identity
+
+    def run(self) -> SweepResult:
+        """Runs what is left to run, and writes what was found. A sweep that is done is read, not run again.
+
+        Raises:
+            TrainingError: No trial came to a look at the validation comparisons.
+        """
+        if not (self.out / "sweep.json").is_file():
+            self._prepare()
+            with show_sweep(self.console, self.journal, self.trials):
+                self._tune()
+            shutil.rmtree(self.out / "scratch", ignore_errors=True)
+        return self._write()
+
+    def _prepare(self) -> None:
+        start_ray(self.address)
+        self.stages.prepare()
+        if stage_of(self.space, self.base) == "experts":
+            # Another number of layers has other activations below them; a trial computes what is not kept.
+            self.stages.cache_activations()
+
+    def _tune(self) -> None:
+        group, gpus = self._group()
+        workers = {"num_workers": group, "threads": self.space.resources.cpus, "use_gpu": gpus > 0}
+        base = self.stages.settings  # the base model's folder is absolute there
+        base = self.base.model_copy(update={"backbone": base.backbone, "workers": self.base.workers.model_copy(update=workers)})
+        plan = TrialPlan(self.out, self.stages.run.stage("prepared"), self.dataset.fingerprint, self.space, base)
+        # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs.
+        own = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"CPU": 0}
+        run: Any = TrialAlone if group == 1 else run_group_trial
+        trainable = tune.with_resources(tune.with_parameters(run, plan=plan), own)
+        # The state that a crash leaves is at most so old, in seconds; the journal replaces Tune's own logs.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the reasons of failures are shown at the end
+        path = self.out / _EXPERIMENT
+        # Killed before anything was saved, it has nothing to be taken up from.
+        if tune.Tuner.can_restore(path) and any(path.glob("experiment_state-*.json")):
+            tuner = tune.Tuner.restore(str(path), trainable=trainable)
+        else:
+            tuner = tune.Tuner(trainable, tune_config=self._tune_config(group, gpus), run_config=self._run_config())
+        _fit_beside(tuner)
+
+    def _group(self) -> tuple[int, float]:
+        """Workers of a trial, and GPUs of each.
+
+        Raises:
+            TrainingError: One trial wants more than there is.
+        """
+        there = ray.cluster_resources()
+        gpus = self.space.resources.gpus
+        if gpus is None:
+            gpus = 1.0 if there.get("GPU", 0) and self.base.workers.use_gpu is not False else 0.0
+        group = self.base.workers.num_workers or 1
+        for name, each in (("CPU", float(self.space.resources.cpus)), ("GPU", gpus)):
+            if each * group > there.get(name, 0):
+                raise TrainingError(
+                    f"A trial of {group} x {each:g} {name} does not fit the cluster's {there.get(name, 0):g}.",
+                    where="resources of the space",
+                    fix="Ask for less.",
+                )
+        return group, gpus
+
+    def _side_by_side(self, group: int, gpus: float) -> int:
+        there = ray.cluster_resources()
+        fits = [there.get("CPU", 1) / (self.space.resources.cpus * group)]
+        if gpus:
+            fits.append(there.get("GPU", 0) / (gpus * group))
+        return max(1, int(min(fits)))
+
+    def _tune_config(self, group: int, gpus: float) -> tune.TuneConfig:
+        check = Check(self.space, self.base, num_users=int(self.dataset.seen.sum()))
+        asha = self.space.asha
+        return tune.TuneConfig(
+            num_samples=self.trials,
+            max_concurrent_trials=self._side_by_side(group, gpus),
+            search_alg=CheckedSearch(self.space, check, self.journal),
+            scheduler=RecordedAsha(self.journal, steps=most_steps(self.space, self.base), first=asha.first, factor=asha.factor),
+            # A process that has loaded everything takes the next trial; one that waits for a group cannot be stopped half-way.
+            reuse_actors=group == 1,
+        )
+
+    def _run_config(self) -> tune.RunConfig:
+        return tune.RunConfig(
+            name=_EXPERIMENT,
+            storage_path=str(self.out),
+            stop=self.clock,
+            callbacks=[JournalCallback(self.journal, self.clock)],
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only its looks are kept
+            failure_config=tune.FailureConfig(max_failures=self.space.max_failures),
+            verbose=0,
+        )
+
+    def _write(self) -> SweepResult:
+        records = self.journal.read()
+        rows = read_trials(records)
+        best = best_of(rows)
+        settings = best_settings(self.base, best.values)
+        values = {
+            "stage": stage_of(self.space, self.base),
+            "objectives": list(self.space.objectives),
+            "best": best.trial,
+            "front": [row.trial for row in front(rows, self.space.objectives)],
+            "summary": summary(rows) | {"refused": refused(records), "seconds": self.clock.seconds()},
+            "trials": [asdict(row) for row in rows],
+        }
+        said = f"# Trial {best.number} of {len(rows)}: {best.accuracy:.4f} of the validation comparisons. For `fit --config`.\n"
+        write_text(self.out / "best.yaml", said + dump_settings(settings))
+        write_sweep_report(self.out / "sweep.html", self.space, rows, values)
+        write_json(self.out / "sweep.json", values)
+        return SweepResult(best, ranked(rows) + [row for row in rows if not row.counts], values)
+
+
+def _fit_beside(tuner: tune.Tuner) -> None:
+    """Runs `tuner.fit()` on a thread of its own: on the main one Ray takes Ctrl-C over. What an interruption leaves behind is
+    what a crash does, and is taken up in the same way."""
+    failure: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]

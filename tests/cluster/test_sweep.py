@@ -1,0 +1,126 @@
+"""Sweeps through the command line: interrupted and taken up again, with trials that keep failing; groups of workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from penchant.config import load_settings
+from penchant.data.planted import PlantedWorld, save_planted
+from penchant.runtime.training.config import FitSettings
+
+pytestmark = pytest.mark.cluster
+DEPTH, RATE = "graph.candidates.*.encoder.num_layers", "experts.learning_rate"
+TOO_HIGH = 1e30
+SMALL = {
+    "backbone": {"max_tokens": 64},
+    "graph": {"candidates": {"text": {"optimization": {"max_steps": 10}}}},
+    "reward": {"steps": 60},
+    "experts": {"num_experts": 2, "layers": 1, "prompts_per_step": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "data"
+    save_planted(PlantedWorld(users=60, unseen_users=12, prompts=40, comparisons_per_user=12, seed=3), folder)
+    return folder
+
+
+def command(data, out, space, *more):
+    path = out.with_name("space.yaml")
+    path.write_text(yaml.safe_dump(space))
+    return [sys.executable, "-m", "penchant.cli", "tune", "--data", data, "--out", out, "--space", path, *more]
+
+
+def start(arguments):
+    # Whoever runs the tests in the background of a shell hands down an ignored SIGINT.
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(list(map(str, arguments)), env=os.environ | {"COLUMNS": "200"}, **pipes, **listening)
+
+
+def journal(out):
+    path = out / "journal.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")] if path.is_file() else []
+
+
+def test_a_sweep_goes_on_where_it_was_interrupted_and_ends_though_trials_keep_failing(data, tmp_path, tiny_backbone):
+    out = tmp_path / "sweep"
+    space = {
+        "stage": "reward",
+        "parameters": {DEPTH: {"choice": [1, 2]}, RATE: {"choice": [0.0005, TOO_HIGH]}, "experts.r": {"choice": [2, 4]}},
+        "settings": SMALL,
+        "trial": {"experts": {"evaluate_every": 2}},
+        "asha": {"steps": 8, "first": 2, "factor": 2},
+        "trials": 9,
+    }
+    arguments = command(data, out, space, f"backbone.name={tiny_backbone}")
+    process = start(arguments)
+    deadline = time.monotonic() + 240
+    while sum(record["event"] == "completed" for record in journal(out)) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    time.sleep(2.5)  # Tune's state is at most so old
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "resume" in said[1]
+    before = journal(out)
+    ended = {record["trial"] for record in before if record["event"] == "completed"}
+    assert not (out / "sweep.json").exists()
+
+    process = start(arguments)
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, said + errors
+    after = journal(out)[len(before) :]
+    assert not ended & {record.get("trial") for record in after}, "what had ended was run again"
+    found = json.loads((out / "sweep.json").read_text())
+    assert found["summary"]["trials"] == 8, "every point of the space once, and no more"
+    for trial in found["trials"]:
+        if trial["values"][RATE] == TOO_HIGH:
+            assert (trial["state"], trial["failures"]) == ("failed", 2)
+            assert "The loss of 'personalised' is nan" in trial["reason"]
+        else:
+            assert trial["state"] in ("finished", "stopped early")
+            assert 0 < trial["accuracy"] <= 1
+    assert "failed trial" in " ".join(said.split())
+    assert sorted(folder.name for folder in (out / "graphs").iterdir() if folder.is_dir()) != []
+    assert sum(folder.is_dir() for folder in (out / "graphs").iterdir()) == 2, "one graph a depth"
+    assert not (out / "scratch").exists()
+    settings = load_settings(FitSettings, out / "best.yaml")
+    assert settings.experts.learning_rate == 0.0005
+    assert settings.experts.steps == FitSettings().experts.steps, "a fit's budget, not a trial's"
+
+    again = start(arguments)
+    said, errors = again.communicate(timeout=60)
+    assert again.returncode == 0, errors
+    assert len(journal(out)) == len(before) + len(after), "a sweep that is done is read"
+    other = start([*arguments, "reward.steps=61"])
+    assert "another space or settings" in other.communicate(timeout=60)[1]
+    assert other.returncode == 2
+
+
+def test_trials_of_two_workers_each(data, tmp_path, tiny_backbone):
+    out = tmp_path / "sweep"
+    space = {
+        "stage": "graph",
+        "parameters": {DEPTH: {"integer": [0, 2]}},
+        "settings": SMALL | {"workers": {"num_workers": 2}},
+        "objectives": ["accuracy", "parameters"],
+        "asha": {"first": 5, "factor": 2},
+        "trials": 2,
+    }
+    process = start(command(data, out, space, f"backbone.name={tiny_backbone}", "graph.folds=0"))
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, said + errors
+    found = json.loads((out / "sweep.json").read_text())
+    assert found["summary"]["refused"] == {}, said
+    assert [trial["state"] for trial in found["trials"]] != []
+    assert all(trial["parameters"] > 1000 for trial in found["trials"])
+    assert "refused" in said or len({trial["values"][DEPTH] for trial in found["trials"]}) == 2
