@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
+
+from penchant.runtime.progress import progress_bar
 
 _POLL_SECONDS = 0.3
 
@@ -43,22 +43,14 @@ class ProgressLog:
 @contextlib.contextmanager
 def show_progress(console: Console, title: str, log: ProgressLog) -> Iterator[None]:
     """Shows a bar while the block runs, fed by records that have `done`, `total` and, optionally, `note`."""
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None, note="")
+    with progress_bar(console, title) as say:
         stop = threading.Event()
 
         def update() -> None:
             records = [record for record in log.read() if "done" in record]
             if records:
                 last = records[-1]
-                progress.update(task, completed=last["done"], total=last["total"], note=last.get("note", ""))
+                say(last["done"], last["total"], last.get("note", ""))
 
         def follow() -> None:
             while not stop.wait(_POLL_SECONDS):
