@@ -16,6 +16,7 @@ from rich.table import Table
 from penchant.cli.data import data_app
 from penchant.cli.forget import data_drop_users, forget, store_app
 from penchant.cli.serve import export, keys_app, roll, serve
+from penchant.cli.submit import score_table, submit
 from penchant.errors import PenchantError
 from penchant.runtime.leaving import INTERRUPTED, leave_at_once
 
@@ -34,6 +35,8 @@ app.add_typer(store_app, name="store")
 app.command()(serve)
 app.command()(roll)
 app.command()(forget)
+app.command()(submit)
+app.command()(score_table)
 data_app.command("export")(export)
 data_app.command("drop-users")(data_drop_users)
 
