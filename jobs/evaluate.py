@@ -1,7 +1,7 @@
 """The whole fit, as far as it is not done, and the report.
 
     python jobs/evaluate.py data=my-data out=runs/mine
-    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/evaluate.py data=/shared/my-data out=/shared/runs/mine
+    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/evaluate.py data=/nfs/data out=/nfs/run
     penchant submit jobs/evaluate.yaml data=my-data out=runs/mine
 
 Run it again to continue where it was.

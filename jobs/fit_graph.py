@@ -1,7 +1,7 @@
 """The graph stage: user embeddings from the preference graph.
 
     python jobs/fit_graph.py data=my-data out=runs/mine
-    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/fit_graph.py data=/shared/my-data out=/shared/runs/mine
+    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/fit_graph.py data=/nfs/data out=/nfs/run
     penchant submit jobs/fit_graph.yaml data=my-data out=runs/mine
 
 Run it again to continue where it was.

@@ -1,7 +1,7 @@
 """Onboarding many users: embeddings from their choices of any texts.
 
     python jobs/onboard.py comparisons=choices.parquet out=runs/onboarded
-    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/onboard.py comparisons=/shared/choices.parquet out=/shared/onboarded
+    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/onboard.py comparisons=/nfs/in out=/nfs/out
     penchant submit jobs/onboard.yaml comparisons=choices.parquet out=runs/onboarded
 
 Run it again to continue where it was.

@@ -48,7 +48,8 @@ def submit(
 
     job = load_job(config, overrides or [])
     with console.status("Submitting"):
-        from penchant.runtime.jobs.submission import check_inputs, follow, stop_command, submit as submit_job  # brings Ray
+        from penchant.runtime.jobs.submission import check_inputs, follow, stop_command  # brings Ray
+        from penchant.runtime.jobs.submission import submit as submit_job
 
         elsewhere = check_inputs(job)
         submission = submit_job(job, address=address, python=python, driver_cpus=driver_cpus)

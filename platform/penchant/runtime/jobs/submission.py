@@ -35,7 +35,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where the dashboard of `ray start --head` listens."""
 STOPPED = 143
 """The exit code of a job that somebody stopped: what shells say for SIGTERM."""
-_MOST_BYTES = 32 * 2**20
+MOST_BYTES = 32 * 2**20
+"""The most that is shipped: the library is a small part of it."""
 _PATIENCE_SECONDS = 60.0
 
 
@@ -199,13 +200,13 @@ def shipped(job: Job) -> Iterator[Path]:
         yield folder
 
 
-def _check_size(library: Path, most: int = _MOST_BYTES) -> None:
+def _check_size(library: Path) -> None:
     sizes = {path: path.stat().st_size for path in library.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     total = sum(sizes.values())
-    if total > most:
+    if total > MOST_BYTES:
         largest = max(sizes, key=lambda path: sizes[path])
         raise OutputError(
-            f"{total / 2**20:.0f} MiB would be shipped, and {most / 2**20:.0f} is the most; the largest file is {largest}.",
+            f"{total / 2**20:.0f} MiB would be shipped, and {MOST_BYTES / 2**20:.0f} is the most; the largest file is {largest}.",
             where=str(library),
             fix="Move what is not the library's.",
         )
