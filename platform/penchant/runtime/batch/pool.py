@@ -66,6 +66,7 @@ def load_model(bundle: str, onboarded: str | None, settings: BatchSettings, pool
     model = PersonalisedRewardModel.load(bundle, remembered_texts=settings.remembered_texts, device=device)
     if onboarded is not None:
         model.remember(read_onboarded(onboarded, bundle=model.manifest.name))
+    model.score("", "Warm", ["up."])  # the base is loaded, and the experts are built, on first use
     return model
 
 

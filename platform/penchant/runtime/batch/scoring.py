@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,7 +77,13 @@ class BatchSummary:
     files: int
     skipped_files: int
     seconds: float
-    """From the first part handed out to the last one back; models were loaded in that time too."""
+    start_up_seconds: float
+    """Of these, until the first part was begun: Ray, workers, models."""
+
+    @property
+    def rows_per_second(self) -> float:
+        """Past start-up."""
+        return self.rows / max(1e-9, self.seconds - self.start_up_seconds)
 
 
 class PartScorer:
@@ -91,11 +98,12 @@ class PartScorer:
         self.model = load_model(bundle, onboarded, settings, pool)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
-        """Scores a part and writes it; returns where it was written and how many rows it has."""
+        """Scores a part and writes it; returns where it was written, how many rows it has, and when it was begun."""
+        began = time.time()
         rows = read_rows(self.source, part["path"], part["start"], part["stop"])
         scored = score_rows(self.model, rows)
         write_table(self.target, part["out"], scored, stamped(scored.schema, part["stamp"]))
-        return {"out": part["out"], "rows": len(rows)}
+        return {"out": part["out"], "rows": len(rows), "began": began}
 
 
 def score_tables(
@@ -134,21 +142,19 @@ def score_tables(
         todo, skipped = _plan(data, out, made_from, settings)
     if skipped:
         console.print(f"{skipped:,} file{'s are' if skipped > 1 else ' is'} done already.")
-    started = time.monotonic()
+    # On the clock of the wall, which workers on other machines know too.
+    started, begun = time.time(), float("inf")
     rows = sum(file.rows for file in todo)
     if todo:
         start_ray(address)
         pool = choose_pool(settings)
         arguments = {"data": data, "out": out, "bundle": bundle, "onboarded": onboarded, "settings": settings, "pool": pool}
         with progress_bar(console, "Scoring") as say:
-            _score(todo, out, arguments, pool, lambda done: say(done, rows, _speed(done, started)))
+            begun = _score(todo, out, arguments, pool, lambda done: say(done, rows))
     filesystem, path = open_place(out)
     remove_folder(filesystem, f"{path}/.parts")
-    return BatchSummary(rows, len(todo), skipped, time.monotonic() - started)
-
-
-def _speed(done: int, started: float) -> str:
-    return f"{done / max(1e-9, time.monotonic() - started):,.0f} rows/s"
+    ended = time.time()
+    return BatchSummary(rows, len(todo), skipped, ended - started, min(begun, ended) - started)
 
 
 def _plan(data: str, out: str, made_from: list[str], settings: BatchSettings) -> tuple[list[FileOfScores], int]:
@@ -184,9 +190,10 @@ def _with_scores(schema: pa.Schema) -> pa.Schema:
     return schema
 
 
-def _score(todo: list[FileOfScores], out: str, arguments: dict[str, Any], pool: Pool, say: Any) -> None:
-    """Has the parts scored that are not there, and joins a file's parts as soon as all are."""
+def _score(todo: list[FileOfScores], out: str, arguments: dict[str, Any], pool: Pool, say: Callable[[int], None]) -> float:
+    """Has the parts scored that are not there, and joins a file's parts as soon as all are; returns when the first was begun."""
     filesystem, _ = open_place(out)
+    begun = float("inf")
     by_part = {part.out: file for file in todo for part in file.parts}
     missing = {file.out: {part.out for part in file.parts} for file in todo}
     there = [part for file in todo for part in file.parts if has_stamp(filesystem, part.out, part.stamp)]
@@ -209,7 +216,9 @@ def _score(todo: list[FileOfScores], out: str, arguments: dict[str, Any], pool: 
     parts = [asdict(part) for file in todo for part in file.parts if part.out not in known]
     if parts:
         for result in work_off(parts, PartScorer, arguments, pool):
+            begun = min(begun, result["began"])
             arrived(result["out"], result["rows"])
+    return begun
 
 
 def _finish(file: FileOfScores, out: str) -> None:

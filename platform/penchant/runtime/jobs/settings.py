@@ -137,8 +137,9 @@ class ScoreJob(Job):
         from penchant.runtime.batch.scoring import score_tables
 
         done = score_tables(self.data, self.bundle, self.out, onboarded=self.onboarded, settings=self.batch, console=console)
-        speed = f", {done.rows / done.seconds:,.0f} a second" if done.rows else ""
-        console.print(f"{done.rows:,} rows of {done.files:,} files scored in {done.seconds:.0f} s{speed}.")
+        console.print(f"{done.rows:,} rows of {done.files:,} files scored in {done.seconds:.0f} s.")
+        if done.rows:
+            console.print(f"Past {done.start_up_seconds:.0f} s of start-up: {done.rows_per_second:,.0f} rows a second.")
         console.print(f"Files that were done already: {done.skipped_files:,}. Results: {self.out}", soft_wrap=True)
 
 
