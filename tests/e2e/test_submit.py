@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +42,7 @@ def address():
     url, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 90
     try:
         while True:
-            assert process.poll() is None, open(f"{folder}/said.txt").read()
+            assert process.poll() is None, Path(folder, "said.txt").read_text()
             assert time.monotonic() < deadline, "the dashboard did not answer"
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{url}/api/jobs/", timeout=5).close()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,6 +21,8 @@ class Job(Settings):
 
     inputs: ClassVar[tuple[str, ...]] = ()
     """Names of the settings that are places to read."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Names of the settings that are YAML files, which a submitted job takes along."""
 
     job: str
     """Which job it is."""
@@ -36,7 +39,8 @@ class Job(Settings):
 
     def located(self) -> Job:
         """The same job with places that hold in whatever folder it runs."""
-        changed = {name: _absolute(getattr(self, name)) for name in (*self.inputs, "out") if getattr(self, name) is not None}
+        names = (*self.inputs, *self.files, "out")
+        changed = {name: _absolute(getattr(self, name)) for name in names if getattr(self, name) is not None}
         return self.model_copy(update=changed)
 
 
@@ -167,8 +171,47 @@ class OnboardJob(Job):
         console.print(f"Files that were done already: {done.skipped_files:,}. Results: {self.out}", soft_wrap=True)
 
 
+class SweepJob(Job):
+    """A sweep: many short trials, the best settings chosen by validation."""
+
+    inputs = ("data",)
+    files = ("space", "config")
+
+    job: Literal["sweep"] = "sweep"
+    data: str
+    """Folder of responses, comparisons and users."""
+    space: str
+    """YAML of what is searched."""
+    config: str | None = None
+    """YAML of settings that all trials start from."""
+    overrides: tuple[str, ...] = ()
+    """Settings of all trials and of the best, each `key=value`."""
+    trials: int | None = Field(None, ge=1)
+    """Trials to start; by default the space's."""
+    minutes: float | None = Field(None, gt=0)
+    """The trials' time, all together."""
+    out: str = "runs/sweep"
+    """Folder of the sweep. The same job with the same folder continues where it was."""
+
+    def run(self, console: Console) -> None:
+        """See `Job.run`."""
+        from penchant.data import PreferenceDataset
+        from penchant.runtime.tuning.candidates import base_settings
+        from penchant.runtime.tuning.space import load_space
+        from penchant.runtime.tuning.sweep import Sweep
+
+        space = load_space(self.space)
+        base = base_settings(space, self.config, self.overrides, where=self.space)
+        dataset = PreferenceDataset.load(self.data)
+        console.print(dataset)
+        seconds = None if self.minutes is None else 60 * self.minutes
+        best = Sweep(dataset, space, base, Path(self.out), console, trials=self.trials, seconds=seconds).run().best
+        console.print(f"Best: trial {best.number}, valid accuracy {best.accuracy:.4f}: {self.out}/best.yaml", soft_wrap=True)
+        console.print(f"Report: {self.out}/sweep.html", soft_wrap=True)
+
+
 JOBS: dict[str, type[Job]] = {
-    kind.model_fields["job"].default: kind for kind in (FitGraphJob, FitRewardJob, EvaluateJob, ScoreJob, OnboardJob)
+    kind.model_fields["job"].default: kind for kind in (FitGraphJob, FitRewardJob, EvaluateJob, ScoreJob, OnboardJob, SweepJob)
 }
 """Every job by its name."""
 

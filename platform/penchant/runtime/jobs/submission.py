@@ -97,8 +97,11 @@ def check_inputs(job: Job) -> list[str]:
     """The inputs that are not on this machine, which the cluster has to have.
 
     Raises:
-        ConfigError: A relative path is not there: it can only mean this machine.
+        ConfigError: A relative path is not there, which can only mean this machine; or a file that is to be sent along.
     """
+    for name in job.files:
+        if (file := getattr(job, name)) is not None and not Path(file).is_file():
+            raise ConfigError("There is no such file.", where=f"{name}={file}", fix="Check it: it is sent along.")
     elsewhere = []
     for name in job.inputs:
         place = getattr(job, name)
@@ -185,7 +188,7 @@ def stop_command(address: str, submission_id: str) -> str:
 
 @contextlib.contextmanager
 def shipped(job: Job) -> Iterator[Path]:
-    """Yields a folder with what goes to the cluster: the library, and the job's settings.
+    """Yields a folder with what goes to the cluster: the library, the job's settings, and the files that they name.
 
     Raises:
         OutputError: It is too large: something lies in the library's folder that does not belong there.
@@ -196,7 +199,12 @@ def shipped(job: Job) -> Iterator[Path]:
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
         _check_size(library)
         shutil.copytree(library, folder / library.name, ignore=ignored)
-        (folder / "job.yaml").write_text(dump_settings(job), encoding="utf-8")
+        taken = {}
+        for name in job.files:
+            if (file := getattr(job, name)) is not None:
+                shutil.copyfile(file, folder / f"{name}.yaml")
+                taken[name] = f"{name}.yaml"
+        (folder / "job.yaml").write_text(dump_settings(job.model_copy(update=taken)), encoding="utf-8")
         yield folder
 
 

@@ -10,7 +10,7 @@ from ray.job_submission import JobStatus
 from penchant.config import load_settings
 from penchant.errors import ConfigError, OutputError, TrainingError
 from penchant.runtime.jobs import submission
-from penchant.runtime.jobs.settings import FitGraphJob, ScoreJob
+from penchant.runtime.jobs.settings import FitGraphJob, ScoreJob, SweepJob
 from penchant.runtime.jobs.submission import Submission, check_inputs, connect, follow, shipped, submit
 
 
@@ -150,3 +150,16 @@ def test_a_stray_file_in_the_library_is_not_shipped_unnoticed(tmp_path, monkeypa
     monkeypatch.setattr(submission, "MOST_BYTES", 50)
     with pytest.raises(OutputError, match=r"weights\.bin"), shipped(JOB):
         pass
+
+
+def test_a_file_of_settings_goes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "graph.yaml").write_text("stage: graph\n")
+    job = SweepJob(data="/d", space="graph.yaml")
+    assert check_inputs(job) == ["/d"]
+    with shipped(job.located()) as folder:
+        sent = load_settings(SweepJob, folder / "job.yaml")
+        assert (folder / sent.space).read_text() == "stage: graph\n"
+        assert (sent.data, sent.out) == ("/d", f"{tmp_path}/runs/sweep")
+    with pytest.raises(ConfigError, match=r"config=no\.yaml"):
+        check_inputs(SweepJob(data="/d", space="graph.yaml", config="no.yaml"))
