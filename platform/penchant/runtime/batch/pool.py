@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from penchant.errors import PenchantError, TrainingError
 from penchant.runtime.batch.config import BatchSettings
@@ -86,6 +88,8 @@ def work_off(parts: Sequence[dict[str, Any]], worker: type, arguments: dict[str,
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours says more, and says it in logs too
     context.execution_no_progress_timeout_s = -1  # a part may take long, and so may a machine to come
+    context.raise_original_map_exception = True  # so that a user's mistake arrives as what it is
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors reach us as exceptions
     dataset = ray.data.from_items(list(parts), override_num_blocks=len(parts)).map_batches(
         _PartByPart,
         fn_constructor_kwargs={"worker": worker, "arguments": arguments},
@@ -96,9 +100,7 @@ def work_off(parts: Sequence[dict[str, Any]], worker: type, arguments: dict[str,
     )
     try:
         yield from dataset.iter_rows()
-    except PenchantError:
-        raise
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise _cause(error) from error
 
 
@@ -118,7 +120,7 @@ def _cause(error: BaseException) -> PenchantError:
     """The user's mistake behind Ray's wrapping, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, PenchantError):
+        if isinstance(cause, PenchantError) and not isinstance(cause, RayError):  # Ray makes errors that are both
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     lines = str(error).strip().splitlines()
