@@ -83,7 +83,8 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    # A column of nulls alone has no type: it is its rows that are wrong, if there are any.
+    return pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
