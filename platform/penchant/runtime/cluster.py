@@ -17,7 +17,7 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     """Joins a running Ray cluster, or starts one on this machine; it lives as long as this process. Idempotent.
 
     Args:
-        address: Of the cluster to join.
+        address: Of the cluster to join; by default `RAY_ADDRESS`, which a submitted job has. Without either one is started.
         num_cpus: Cores that Ray counts on a machine where it is started; by default those that are there.
 
     Raises:
@@ -31,10 +31,12 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     # A report waits for the controller's next look; its default is 2 s (measured: 2 s a report, 0.2 s with this).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    local: dict[str, Any] = {} if address else {"include_dashboard": False, "num_cpus": num_cpus}
+    # Left to itself, Ray would join whatever cluster was started last on this machine, or wait minutes for one that is gone.
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": num_cpus} if found == "local" else {}
     try:
         # Ray's own messages repeat what the progress bar shows; errors reach us as exceptions.
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise

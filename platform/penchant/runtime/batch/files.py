@@ -109,7 +109,8 @@ def open_parquet(filesystem: FileSystem, path: str) -> pq.ParquetFile:
 def read_rows(filesystem: FileSystem, path: str, start: int, stop: int) -> pa.Table:
     """Rows start..stop-1 of a Parquet file; of the others at most a batch is in memory at a time."""
     with contextlib.closing(open_parquet(filesystem, path)) as parquet:
-        groups, first, behind = [], 0, 0
+        groups: list[int] = []
+        first = behind = 0
         for number in range(parquet.num_row_groups):
             rows = parquet.metadata.row_group(number).num_rows
             if behind < stop and behind + rows > start:
