@@ -38,7 +38,7 @@ def load_settings(
     Raises:
         ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    values = _read_yaml(Path(path)) if path is not None else dict(values or {})
+    values = read_yaml(Path(path)) if path is not None else dict(values or {})
     for override in overrides:
         _apply_override(values, override)
     return validate_settings(model, values, where=str(path) if path is not None else "the settings")
@@ -61,7 +61,12 @@ def dump_settings(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; empty for an empty file.
+
+    Raises:
+        ConfigError: It is missing or is not a YAML mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -105,6 +110,8 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
         close = difflib.get_close_matches(location[-1], known, n=1)
         fix = f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
         return ConfigError(f"There is no setting {key!r}.", where=where, fix=fix)
+    if first["type"] == "missing":
+        return ConfigError(f"{key!r} is missing.", where=where, fix=f"Add it there, or give {key}=VALUE.")
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{key + ': ' if key else ''}{message} (got {first['input']!r}).", where=where, fix="Change the value.")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from penchant.runtime.jobs.settings import load_job
+
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "platform" / "penchant"
 ORDER = [
@@ -125,3 +127,18 @@ def test_folder_is_no_package(folder):
 def test_platform_is_still_the_standard_library():
     code = "import platform; assert platform.system(); assert 'penchant' not in (platform.__file__ or '')"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+LAUNCHERS = sorted((ROOT / "jobs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_launcher_is_short_and_has_its_settings_beside_it(path):
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") < 80
+    assert (ast.get_docstring(ast.parse(source)) or "").count(f"jobs/{path.stem}.") == 3, "it says how to run it, three ways"
+    assert load_job(path.with_suffix(".yaml")).job == path.stem
+
+
+def test_there_are_launchers():
+    assert len(LAUNCHERS) >= 5

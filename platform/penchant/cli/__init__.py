@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import psutil
 import typer
 from rich import box
 from rich.console import Console
@@ -19,8 +16,10 @@ from rich.table import Table
 from penchant.cli.data import data_app
 from penchant.cli.forget import data_drop_users, forget, store_app
 from penchant.cli.serve import export, keys_app, roll, serve
+from penchant.cli.submit import score_table, submit
 from penchant.cli.tune import tune
 from penchant.errors import PenchantError
+from penchant.runtime.leaving import INTERRUPTED, leave_at_once
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,10 +37,10 @@ app.command()(serve)
 app.command()(roll)
 app.command()(forget)
 app.command()(tune)
+app.command()(submit)
+app.command()(score_table)
 data_app.command("export")(export)
 data_app.command("drop-users")(data_drop_users)
-
-_INTERRUPTED = 130  # what shells and typer say for Ctrl-C
 
 console = Console()
 errors = Console(stderr=True)
@@ -353,17 +352,6 @@ def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
     return [pair for key, part in value.items() for pair in _flatten(f"{name}.{key}", part)]
 
 
-def _leave_at_once() -> NoReturn:
-    """Ends this process and what it started. Ray's own way out races with its daemons, and may end with another exit code."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Workers before the daemons that watch over them.
-    for child in reversed(psutil.Process().children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    os._exit(_INTERRUPTED)
-
-
 def main() -> NoReturn:
     """Runs the command; a user's mistake is one paragraph and exit code 2."""
     try:
@@ -372,8 +360,8 @@ def main() -> NoReturn:
         errors.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
+        if stop.code == INTERRUPTED:
             errors.print("Stopped. Run the same command again to resume.")
-            _leave_at_once()
+            leave_at_once()
         raise
     sys.exit(0)

@@ -24,7 +24,7 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     """Joins a running Ray cluster, or starts one on this machine; it lives as long as this process. Idempotent.
 
     Args:
-        address: Of the cluster to join.
+        address: Of the cluster to join; by default `RAY_ADDRESS`, which a submitted job has. Without either one is started.
         num_cpus: Cores that Ray counts on a machine where it is started; by default those that are there.
 
     Raises:

@@ -18,10 +18,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
 from penchant.artifacts import explain_disk_errors
+from penchant.runtime.progress import progress_bar
 
 _POLL_SECONDS = 0.3
 _RELAY_SECONDS = 2.0
@@ -110,16 +109,8 @@ def show_progress(
     Args:
         on_record: Called with every record that is new, in order.
     """
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-    )
     known = len(log.read())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None, note="")
+    with progress_bar(console, title) as say:
         stop = threading.Event()
 
         def update() -> None:
@@ -127,13 +118,13 @@ def show_progress(
             records = log.read()
             for record in records[known:]:
                 if "warning" in record:
-                    progress.console.print(f"[yellow]{title}: {escape(record['warning'])}[/]")
+                    console.print(f"[yellow]{title}: {escape(record['warning'])}[/]")
                 on_record(record)
             known = len(records)
             shown = [record for record in records if "done" in record]
             if shown:
                 last = shown[-1]
-                progress.update(task, completed=last["done"], total=last["total"], note=last.get("note", ""))
+                say(last["done"], last["total"], last.get("note", ""))
 
         def follow() -> None:
             while not stop.wait(_POLL_SECONDS):

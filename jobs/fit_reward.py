@@ -1,0 +1,15 @@
+"""The reward phases (with the graph stage, if that is not done), and the bundle.
+
+    python jobs/fit_reward.py data=my-data out=runs/mine
+    ray job submit --working-dir . --runtime-env jobs/runtime-env.yaml -- python jobs/fit_reward.py data=/nfs/data out=/nfs/run
+    penchant submit jobs/fit_reward.yaml data=my-data out=runs/mine
+
+Run it again to continue where it was.
+"""
+
+from pathlib import Path
+
+from penchant.runtime.jobs.launch import launch
+
+if __name__ == "__main__":
+    launch("fit_reward", Path(__file__).with_suffix(".yaml"))

@@ -1,0 +1,1 @@
+"""Jobs: what can be submitted to a cluster, each a settings model that knows what it does."""
