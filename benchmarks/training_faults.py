@@ -39,7 +39,7 @@ LATER = {
     "reward": ["reward", "experts", "onboarding", "bundle"],
     "experts": ["experts", "onboarding", "bundle"],
 }
-PATIENCE = 400
+PATIENCE = 1200
 """Seconds until a run that does nothing is given up."""
 
 
