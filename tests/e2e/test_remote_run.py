@@ -12,7 +12,7 @@ from penchant.data.planted import PlantedWorld, save_planted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
 SMALL = (
-    "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=0.1",
+    "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=1",
     "reward.steps=100", "evaluation.resamples=20",
     "graph.candidates={text: {optimization: {max_steps: 20}}}", "tracking.tensorboard=true",
     "experts.num_experts=0",
