@@ -1,4 +1,4 @@
-"""Sweeps through the command line: interrupted and taken up again, with trials that keep failing; groups of workers."""
+"""Sweeps through the command line: interrupted and taken up again, with trials that keep failing."""
 
 import json
 import os
@@ -104,23 +104,3 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_ends_though_trials_keep_fa
     other = start([*arguments, "reward.steps=61"])
     assert "another space or settings" in other.communicate(timeout=60)[1]
     assert other.returncode == 2
-
-
-def test_trials_of_two_workers_each(data, tmp_path, tiny_backbone):
-    out = tmp_path / "sweep"
-    space = {
-        "stage": "graph",
-        "parameters": {DEPTH: {"integer": [0, 2]}},
-        "settings": SMALL | {"workers": {"num_workers": 2}},
-        "objectives": ["accuracy", "parameters"],
-        "asha": {"first": 5, "factor": 2},
-        "trials": 2,
-    }
-    process = start(command(data, out, space, f"backbone.name={tiny_backbone}", "graph.folds=0"))
-    said, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, said + errors
-    found = json.loads((out / "sweep.json").read_text())
-    assert found["summary"]["refused"] == {}, said
-    assert [trial["state"] for trial in found["trials"]] != []
-    assert all(trial["parameters"] > 1000 for trial in found["trials"])
-    assert "refused" in said or len({trial["values"][DEPTH] for trial in found["trials"]}) == 2
