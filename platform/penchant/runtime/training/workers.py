@@ -84,24 +84,23 @@ def run_stage(
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
     # Ray Train takes these from the driver's environment, and hands them on.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
-    elastic = group.min_workers < group.num_workers
-    if elastic:
+    # Ray's types here are those of its first version, which knew neither elastic groups nor such callbacks.
+    size: dict[str, Any] = {"num_workers": group.num_workers}
+    if group.min_workers < group.num_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_REGROUP_SECONDS))
+        size = {"num_workers": (group.min_workers, group.num_workers), "elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
+    watch: list[Any] = [_Watch(log.path)]
     trainer = TorchTrainer(
         loop,
         train_loop_config=config | {"threads": group.threads, "checkpoint_seconds": settings.checkpoint_seconds},
-        scaling_config=ScalingConfig(
-            num_workers=(group.min_workers, group.num_workers) if elastic else group.num_workers,
-            use_gpu=group.use_gpu,
-            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
-        ),
+        scaling_config=ScalingConfig(use_gpu=group.use_gpu, **size),
         torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Watch(log.path)],
+            callbacks=watch,
         ),
     )
     try:
