@@ -30,9 +30,9 @@ from penchant.data.planted import PlantedWorld, save_planted
 SETTINGS = (
     "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=2",
     "workers.hang_seconds=15",
-    "graph.candidates={text: {encoder: {user_init: id}, optimization: {max_steps: 500, patience: 500}}}",
-    "reward.steps=1500", "reward.evaluate_every=20", "evaluation.resamples=50",
-    "experts.num_experts=3", "experts.layers=1", "experts.steps=40", "experts.prompts_per_step=4", "experts.evaluate_every=20",
+    "graph.candidates={text: {encoder: {user_init: id}, optimization: {max_steps: 300, patience: 300}}}",
+    "reward.steps=1000", "reward.evaluate_every=20", "evaluation.resamples=50",
+    "experts.num_experts=3", "experts.layers=1", "experts.steps=30", "experts.prompts_per_step=4", "experts.evaluate_every=20",
 )  # fmt: skip
 LATER = {
     "graph": ["candidates", "graph", "reward", "experts", "onboarding", "bundle"],

@@ -88,8 +88,8 @@ class CheckpointStorage:
 
     def newest_whole(self, warn: Callable[[str], None]) -> str | None:
         """The newest checkpoint that is as it was written; says what was passed over, and why."""
-        names, passed = self.names(), []
-        for name in reversed(names):
+        passed: list[str] = []
+        for name in reversed(self.names()):
             with self.open(name) as folder:
                 wrong = what_is_wrong(folder)
             if wrong is None:

@@ -93,8 +93,12 @@ def run_stage(
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
     # Ray Train takes these from the driver's environment, and hands them on.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
-    if group.min_workers < group.num_workers:
+    # Ray's types here are those of its first version, which knew neither elastic groups nor such callbacks.
+    size: dict[str, Any] = {"num_workers": 0 if in_process else group.num_workers}
+    if group.min_workers < group.num_workers and not in_process:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_REGROUP_SECONDS))
+        size = {"num_workers": (group.min_workers, group.num_workers), "elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
+    beside: list[Any] = [*callbacks] if in_process else [*callbacks, _Watch(log)]
     trainer = TorchTrainer(
         loop,
         train_loop_config=config
@@ -103,18 +107,14 @@ def run_stage(
             "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
             "on_look": on_look,
         },
-        scaling_config=ScalingConfig(
-            num_workers=_group_size(group, in_process=in_process),
-            use_gpu=group.use_gpu,
-            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
-        ),
+        scaling_config=ScalingConfig(use_gpu=group.use_gpu, **size),
         torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[*callbacks, *([] if in_process else [_Watch(log)])],
+            callbacks=beside,
         ),
     )
     try:
@@ -123,13 +123,6 @@ def run_stage(
         raise
     except Exception as error:
         raise _cause(error, name) from error
-
-
-def _group_size(group: WorkerGroup, *, in_process: bool) -> int | tuple[int, int]:
-    """As Ray Train takes it: none for this process alone, a range for an elastic group."""
-    if in_process:
-        return 0
-    return group.num_workers if group.min_workers == group.num_workers else (group.min_workers, group.num_workers)
 
 
 class _Watch(UserCallback):

@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 from penchant.artifacts import fingerprint
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.tuning.candidates import Check, starting_point
-from penchant.runtime.tuning.space import Space, Value
+from penchant.runtime.tuning.space import Space
 
 MODES = {"accuracy": "max", "parameters": "min", "step_seconds": "min"}
 """Which way each objective is better."""
@@ -33,6 +33,8 @@ class CheckedSearch(OptunaSearch):
         check: Says why a proposal cannot be.
         journal: Where refused proposals are written, with their reason.
     """
+
+    _ot_study: Any
 
     def __init__(self, space: Space, check: Check, journal: ProgressLog) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,11 +54,11 @@ class CheckedSearch(OptunaSearch):
             sampler=optuna.samplers.TPESampler(seed=space.seed, multivariate=True, constant_liar=True),
         )
 
-    def suggest(self, trial_id: str) -> dict[str, Value] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The values of the next trial; `Searcher.FINISHED` where there is nothing left to try."""
         in_vain = 0
         while in_vain < 2 * _PATIENCE:
-            values: dict[str, Value] = super().suggest(trial_id)
+            values: Any = super().suggest(trial_id)
             key = fingerprint(values)
             if key not in self.used:
                 self.used.add(key)

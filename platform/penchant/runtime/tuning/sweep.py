@@ -145,7 +145,7 @@ class Sweep:
         base = self.base.model_copy(update={"backbone": base.backbone, "workers": self.base.workers.model_copy(update=workers)})
         plan = TrialPlan(self.out, self.stages.run.stage("prepared"), self.dataset.fingerprint, self.space, base)
         # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs.
-        own = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"CPU": 0}
+        own: dict[str, float] = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"CPU": 0}
         run: Any = TrialAlone if group == 1 else run_group_trial
         trainable = tune.with_resources(tune.with_parameters(run, plan=plan), own)
         # The state that a crash leaves is at most so old, in seconds; the journal replaces Tune's own logs.

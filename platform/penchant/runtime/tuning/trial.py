@@ -63,7 +63,7 @@ class TrialAlone(tune.Trainable):
     It is no function of Ray Tune's, for inside one the loops' calls of Ray Train are refused.
     """
 
-    def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
+    def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:  # type: ignore[override]  # by `with_parameters`
         """Takes a trial's values by dotted key."""
         self.plan = plan
         self._begin(config)
