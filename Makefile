@@ -27,7 +27,11 @@ demo: $(STAMP)  ## Train, judge and show a personalised reward model on the plan
 .PHONY: test
 test: lint  ## Everything that CI runs
 	$(BIN)/pytest tests/unit --numprocesses auto --dist loadfile
-	$(BIN)/pytest tests/cluster tests/e2e tests/gpu
+	$(BIN)/pytest tests/cluster tests/e2e tests/gpu -m "not slow"
+
+.PHONY: slow
+slow: $(STAMP)  ## Sweeps, jobs, faults and runs in a bucket, end to end: 8 minutes more
+	$(BIN)/pytest tests/cluster tests/e2e -m slow
 
 .PHONY: lint
 lint: $(STAMP)  ## Style and types

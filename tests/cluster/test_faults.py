@@ -20,7 +20,7 @@ from penchant.runtime.training.prepared import prepare
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.workers import run_stage
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 STEPS = 300
 GRAPH = GraphSettings.model_validate(
     {

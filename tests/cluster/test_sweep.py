@@ -14,7 +14,7 @@ from penchant.config import load_settings
 from penchant.data.planted import PlantedWorld, save_planted
 from penchant.runtime.training.config import FitSettings
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 DEPTH, RATE = "graph.candidates.*.encoder.num_layers", "experts.learning_rate"
 TOO_HIGH = 1e30
 SMALL = {

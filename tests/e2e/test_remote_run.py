@@ -10,7 +10,7 @@ import pytest
 from penchant import storage
 from penchant.data.planted import PlantedWorld, save_planted
 
-pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
+pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.slow]
 SMALL = (
     "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=1",
     "reward.steps=100", "evaluation.resamples=20",

@@ -19,7 +19,7 @@ import pytest
 
 from penchant.scoring.model import PersonalisedRewardModel
 
-pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
+pytestmark = [pytest.mark.e2e, pytest.mark.cluster, pytest.mark.slow]
 
 
 def free_ports(count):
