@@ -31,6 +31,8 @@ test: lint  ## Everything that CI runs
 
 .PHONY: slow
 slow: $(STAMP)  ## Sweeps, jobs, faults and runs in a bucket, end to end: 8 minutes more
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[tracking-mlflow,tracking-wandb]'
+	$(BIN)/pytest tests/unit/runtime/test_tracking.py
 	$(BIN)/pytest tests/cluster tests/e2e -m slow
 
 .PHONY: lint

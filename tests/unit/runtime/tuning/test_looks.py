@@ -52,7 +52,8 @@ def test_a_look_at_few_prompts_counts_as_the_heads_on_all_plus_what_the_experts_
     dataset, _ = planted
     prepared = prepare(dataset, tmp_path / "prepared")
     random = np.random.default_rng(0)
-    prepared.write_features(random.normal(size=(len(dataset.response_ids), 6)))
+    features = torch.from_numpy(random.normal(size=(len(dataset.response_ids), 6))).half()
+    write_tensors(prepared.folder / "features.safetensors", {"features": features})
     columns = prepared.comparisons()
     users = UserTable(torch.from_numpy(random.normal(size=(prepared.num_users, 3)).astype(np.float32)), columns["user"])
     coded = {name: columns[name] for name in ("chosen", "rejected", "valid")}
