@@ -170,6 +170,7 @@ def test_groups_missing_and_no_unseen_users(data, tmp_path, tiny_backbone):
     assert set(metrics["accuracy"]["uniform"]) == {"seen"}
 
 
+@pytest.mark.slow
 def test_interrupted_run_resumes_from_its_checkpoint(data, tmp_path, tiny_backbone):
     out = tmp_path / "out"
     settings = (

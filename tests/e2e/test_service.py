@@ -173,6 +173,7 @@ def roll(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
+@pytest.mark.slow
 def test_bundles_roll_under_requests_and_a_corrupt_one_changes_nothing(served, bundle, tmp_path):
     corrupt = shutil.copytree(bundle[0], tmp_path / "corrupt")
     largest = max((path for path in corrupt.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)

@@ -95,6 +95,11 @@ class TextScorer:
         caches = self.remembered.values()
         return sum(cache.hits for cache in caches), sum(cache.misses for cache in caches)
 
+    def remembers(self, texts: Sequence[Text]) -> bool:
+        """Whether scoring these texts only looks them up: in a bundle without experts, texts that were encoded before."""
+        frozen = self.remembered.get("frozen") if self.parts.experts is None else None
+        return frozen is not None and all(text_key(text) in frozen for text in texts)
+
     def remember_features(self, texts: Sequence[Text], feature_RF: Tensor) -> None:
         """Takes in features that are known already, so that the texts need not be read."""
         if "features" in self.remembered:

@@ -33,6 +33,9 @@ class VectorCache:
     def __len__(self) -> int:
         return len(self._slot)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._slot
+
     def look_up(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> Tensor:
         """Rows (N, W) of the keys, in order.
 

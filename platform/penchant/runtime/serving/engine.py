@@ -137,6 +137,11 @@ class ScoringEngine:
         answers = [replace(answer, seconds=seconds) for answer in answers]
         return [replace(answers[0], batch=Batch(len(requests), remembered, encoded)), *answers[1:]]
 
+    def is_quick(self, requests: Sequence[ScoreRequest]) -> bool:
+        """Whether `score` only looks things up: no text is encoded, and nobody is embedded."""
+        texts = [(request.prompt, response) for request in requests for response in request.responses]
+        return self.model.texts.remembers(texts) and all(self._recall(request.known) is not None for request in requests)
+
     def _resolve(self, known: Sequence[Knowledge]) -> tuple[list[ResolvedUser | None], dict[int, np.ndarray]]:
         """Each user, or None where the comparisons are needed; and the embeddings that were computed now."""
         users = [self._recall(one) for one in known]
