@@ -38,8 +38,8 @@ def write_texts(folder: Path, mib: int) -> int:
     count = mib * 2**20 // CHARACTERS
     schema = pa.schema([("prompt", pa.string()), ("response", pa.string())])
     with pq.ParquetWriter(folder / "texts.parquet", schema) as writer:
-        for start in range(0, count, 2048):
-            size = min(2048, count - start)
+        for start in range(0, count, 512):
+            size = min(512, count - start)
             chosen = words[random.integers(WORDS, size=(size, CHARACTERS // 8))]
             responses = [" ".join(row) for row in chosen]
             writer.write_table(pa.table([[f"Prompt {start + row}" for row in range(size)], responses], schema=schema))
@@ -82,12 +82,15 @@ def work(folder: Path, *, stream: bool, room: int) -> None:
     from penchant.backbone.cache import FeatureCache
     from penchant.backbone.config import BackboneSettings
     from penchant.backbone.features import FeatureExtractor
-    from penchant.runtime.training.prepared import Prepared
+    from penchant.runtime.training.prepared import Prepared, TextBatches
 
     torch.set_num_threads(1)
     settings = BackboneSettings(name=str(folder / "base"), max_tokens=64, surface=False)
     extractor = FeatureExtractor(settings, FeatureCache(folder / f"cache-{stream}-{room}"))
-    extractor.features([("warm", "word1 " * 100)] * 600)  # what is loaded and allocated once
+    # What is loaded and allocated once, the stacks of Arrow's threads too.
+    extractor.features([("warm", "word1 " * 100)] * 600)
+    pq.write_table(pa.table({"prompt": ["warm"], "response": ["word1"]}), folder / "warm.parquet")
+    list(TextBatches(folder / "warm.parquet"))
     before, peak = resident_bytes(), [0]
     if room:
         limit = private_bytes() + room

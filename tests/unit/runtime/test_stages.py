@@ -143,11 +143,11 @@ def test_nothing_is_learnt_from_one_user(cohorts, said):
 def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):
     from penchant.runtime.training import prepared as module
 
+    monkeypatch.setattr(module, "_TEXTS_READ", 7)
     prepared = prepare(planted[0], tmp_path / "prepared")
     dataset = planted[0]
     whole = [(dataset.prompts[at], text) for at, text in zip(dataset.prompt_of_response, dataset.responses, strict=True)]
     assert prepared.texts() == whole
-    monkeypatch.setattr(module, "_TEXTS_READ", 7)
     monkeypatch.setattr(module, "_BYTES_AT_ONCE", 1)
     batches = list(prepared.text_batches())
     assert [text for batch in batches for text in batch] == whole

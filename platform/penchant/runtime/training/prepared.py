@@ -29,7 +29,7 @@ from penchant.storage import Location, local_copy
 
 _ROWS_PER_GROUP = 65_536
 _TEXTS_READ = 512
-"""Texts that are read from their file, or written to it, at once."""
+"""Texts in a row group of their file, which is read at once."""
 _BYTES_AT_ONCE = 2**25
 """Of texts in a batch, about: what is held in memory while features are computed. Texts of like length are encoded together, so a
 batch is as large as it can well be."""
@@ -45,7 +45,9 @@ class TextBatches:
         texts: list[Text] = []
         size = 0
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(_TEXTS_READ, columns=["prompt", "response"]):
+            # By row groups: `iter_batches` holds on to a part of each that it has passed.
+            for number in range(file.num_row_groups):
+                batch = file.read_row_group(number, columns=["prompt", "response"])
                 texts += zip(batch["prompt"].to_pylist(), batch["response"].to_pylist(), strict=True)
                 size += batch.nbytes
                 if size >= _BYTES_AT_ONCE:
@@ -142,8 +144,8 @@ def prepare(dataset: PreferenceDataset, folder: Path) -> Prepared:
     with replace_folder(folder) as draft:
         schema = pa.schema([("prompt", pa.string()), ("response", pa.string())])
         with pq.ParquetWriter(draft / "texts.parquet", schema) as writer:
-            for start in range(0, len(dataset.responses), 8 * _TEXTS_READ):
-                rows = slice(start, start + 8 * _TEXTS_READ)
+            for start in range(0, len(dataset.responses), _TEXTS_READ):
+                rows = slice(start, start + _TEXTS_READ)
                 prompts = [dataset.prompts[prompt] for prompt in dataset.prompt_of_response[rows]]
                 writer.write_table(pa.table([prompts, dataset.responses[rows]], schema=schema))
         columns = {
