@@ -14,6 +14,7 @@ from penchant.config import Settings, load_settings, read_yaml
 from penchant.errors import ConfigError
 from penchant.runtime.batch.config import BatchSettings
 from penchant.runtime.training.config import FitSettings
+from penchant.storage import absolute
 
 
 class Job(Settings):
@@ -40,7 +41,7 @@ class Job(Settings):
     def located(self) -> Job:
         """The same job with places that hold in whatever folder it runs."""
         names = (*self.inputs, *self.files, "out")
-        changed = {name: _absolute(getattr(self, name)) for name in names if getattr(self, name) is not None}
+        changed = {name: absolute(getattr(self, name)) for name in names if getattr(self, name) is not None}
         return self.model_copy(update=changed)
 
 
@@ -60,7 +61,7 @@ class _FitJob(FitSettings, Job):
         assert isinstance(moved, _FitJob)
         if not Path(self.backbone.name).is_dir():
             return moved
-        return moved.model_copy(update={"backbone": self.backbone.model_copy(update={"name": _absolute(self.backbone.name)})})
+        return moved.model_copy(update={"backbone": self.backbone.model_copy(update={"name": absolute(self.backbone.name)})})
 
     def stages(self, console: Console) -> Any:
         """The stages of the fit, over the data."""
@@ -72,7 +73,7 @@ class _FitJob(FitSettings, Job):
         for warning in dataset.warnings:
             console.print(f"[yellow]warning[/] {escape(str(warning))}")
         settings = FitSettings.model_validate(self.model_dump(include=set(FitSettings.model_fields)))
-        return Stages(dataset, settings, Path(self.out), console)
+        return Stages(dataset, settings, self.out, console)
 
 
 class FitGraphJob(_FitJob):
@@ -113,7 +114,7 @@ class EvaluateJob(_FitJob):
         from penchant.runtime.training.evaluation_stage import evaluate
 
         stages = self.stages(console)
-        metrics = evaluate(stages, answerer=read_answers(Path(self.data), stages.dataset))
+        metrics = evaluate(stages, answerer=read_answers(self.data, stages.dataset))
         for sentence in headline(metrics):
             console.print(sentence, markup=False)
         console.print(f"Report: {self.out}/report.html", soft_wrap=True)
@@ -227,7 +228,3 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         what = "It does not say which job it is." if name is None else f"There is no job {name!r}."
         raise ConfigError(what, where=f"{path}, job", fix=f"Write job: and one of {', '.join(JOBS)}.")
     return load_settings(JOBS[name], path, overrides)
-
-
-def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).resolve())
