@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.markup import escape
 
 from penchant.artifacts import explain_disk_errors
 from penchant.runtime.progress import progress_bar
+from penchant.runtime.threads import polling
 
 _POLL_SECONDS = 0.3
 _RELAY_SECONDS = 2.0
@@ -111,7 +111,6 @@ def show_progress(
     """
     known = len(log.read())
     with progress_bar(console, title) as say:
-        stop = threading.Event()
 
         def update() -> None:
             nonlocal known
@@ -126,15 +125,5 @@ def show_progress(
                 last = shown[-1]
                 say(last["done"], last["total"], last.get("note", ""))
 
-        def follow() -> None:
-            while not stop.wait(_POLL_SECONDS):
-                update()
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with polling(update, seconds=_POLL_SECONDS):
             yield
-        finally:
-            stop.set()
-            thread.join()
-            update()

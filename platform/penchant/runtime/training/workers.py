@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from penchant.artifacts import explain_disk_errors
 from penchant.errors import OutputError, PenchantError, TrainingError
+from penchant.runtime.threads import run_beside
 from penchant.runtime.training.checkpoints import CheckpointStorage
 from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.progress import ProgressLog, open_log
@@ -118,7 +118,7 @@ def run_stage(
         ),
     )
     try:
-        trainer.fit() if in_process else _fit_beside(trainer)
+        trainer.fit() if in_process else run_beside(trainer.fit)
     except PenchantError:
         raise
     except Exception as error:
@@ -147,23 +147,6 @@ class _Watch(UserCallback):
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200].rstrip(".") if lines else type(error).__name__
-
-
-def _fit_beside(trainer: TorchTrainer) -> None:
-    """Runs `trainer.fit()` on a thread of its own: on the main one, Ray takes Ctrl-C over and ends the process by itself."""
-    failure: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
 
 
 def _cause(error: BaseException, stage: str) -> PenchantError:

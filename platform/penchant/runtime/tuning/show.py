@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
+from penchant.runtime.progress import progress_bar
+from penchant.runtime.threads import polling
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.tuning.results import FAILED, RUNNING, STOPPED, TrialRow, ranked, read_trials
 from penchant.runtime.tuning.space import Value
@@ -21,33 +20,14 @@ _POLL_SECONDS = 0.5
 @contextlib.contextmanager
 def show_sweep(console: Console, journal: ProgressLog, trials: int) -> Iterator[None]:
     """Shows while the block runs how many trials are done, running, stopped early and failed, and the best so far."""
-    columns = (
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("Trials", total=trials, note="")
-        stop = threading.Event()
+    with progress_bar(console, "Trials") as say:
 
         def update() -> None:
             rows = read_trials(journal.read())
-            progress.update(task, completed=sum(row.state != RUNNING for row in rows), note=note(rows))
+            say(sum(row.state != RUNNING for row in rows), trials, note(rows))
 
-        def follow() -> None:
-            while not stop.wait(_POLL_SECONDS):
-                update()
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with polling(update, seconds=_POLL_SECONDS):
             yield
-        finally:
-            stop.set()
-            thread.join()
-            update()
 
 
 def note(rows: list[TrialRow]) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from penchant.config import dump_settings
 from penchant.data import PreferenceDataset
 from penchant.errors import OutputError, TrainingError
 from penchant.runtime.cluster import start_ray
+from penchant.runtime.threads import run_beside
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.stages import Stages
@@ -159,7 +159,8 @@ class Sweep:
             tuner = tune.Tuner.restore(str(path), trainable=trainable)
         else:
             tuner = tune.Tuner(trainable, tune_config=self._tune_config(group, gpus), run_config=self._run_config())
-        _fit_beside(tuner)
+        # What an interruption leaves behind is what a crash does, and is taken up in the same way.
+        run_beside(tuner.fit)
 
     def _group(self) -> tuple[int, float]:
         """Workers of a trial, and GPUs of each.
@@ -229,21 +230,3 @@ class Sweep:
         write_sweep_report(self.out / "sweep.html", self.space, rows, values)
         write_json(self.out / "sweep.json", values)
         return SweepResult(best, ranked(rows) + [row for row in rows if not row.counts], values)
-
-
-def _fit_beside(tuner: tune.Tuner) -> None:
-    """Runs `tuner.fit()` on a thread of its own: on the main one Ray takes Ctrl-C over. What an interruption leaves behind is
-    what a crash does, and is taken up in the same way."""
-    failure: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except Exception as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
