@@ -32,9 +32,12 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     """
     if ray.is_initialized():
         return
-    if address is not None:
-        _check_reachable(address)
-        if _is_here(address):
+    # Left to itself, Ray would join whatever cluster was started last on this machine, or wait minutes for one that is gone.
+    found = address or os.environ.get("RAY_ADDRESS") or "local"
+    where = f"--address {address}" if address else f"RAY_ADDRESS={found}"
+    if found != "local":
+        _check_reachable(found, where)
+        if _is_here(found):
             # Clusters of this machine ask for this user's token unless they are told not to. Ray itself shows it to one that it
             # finds, but not at a given address, which might be a stranger's.
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
@@ -44,18 +47,16 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     # A worker that hangs does not take its leave either.
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "10")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    # Left to itself, Ray would join whatever cluster was started last on this machine, or wait minutes for one that is gone.
-    found = address or os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": num_cpus} if found == "local" else {}
     try:
         # Ray's own messages repeat what the progress bar shows; errors reach us as exceptions.
         ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if address is None:
+        if found == "local":
             raise
         raise TrainingError(
             f"There is no Ray cluster to join ({error}).",
-            where=f"--address {address}",
+            where=where,
             fix="Check the address; if the cluster asks for tokens, set RAY_AUTH_MODE=token (`ray start` says so).",
         ) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -96,7 +97,7 @@ def wait_for_resources(kind: str, count: int, *, seconds: float, console: Consol
     request_resources(bundles=[])
 
 
-def _check_reachable(address: str) -> None:
+def _check_reachable(address: str, where: str) -> None:
     """Ray itself tries for minutes before it says that nobody is there."""
     place = _host_and_port(address)
     if place is None:
@@ -105,5 +106,5 @@ def _check_reachable(address: str) -> None:
         socket.create_connection(place, timeout=5).close()
     except OSError as error:
         raise TrainingError(
-            f"Nobody answers there ({error}).", where=f"--address {address}", fix="Check the address, and that the cluster is up."
+            f"Nobody answers there ({error}).", where=where, fix="Check the address, and that the cluster is up."
         ) from None

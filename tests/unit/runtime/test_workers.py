@@ -10,13 +10,15 @@ from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.workers import _cause
 
 
-def test_address_where_nobody_answers_is_told_at_once():
+@pytest.mark.parametrize("given", [True, False])
+def test_address_where_nobody_answers_is_told_at_once(given, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(TrainingError, match="Nobody answers") as raised:
-        start_ray(address)
-    assert f"--address {address}" in str(raised.value)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        start_ray(address if given else None)
+    assert (f"--address {address}" if given else f"RAY_ADDRESS={address}") in str(raised.value)
 
 
 def test_a_workers_mistake_comes_through_rays_wrapping():
