@@ -25,27 +25,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from _report import report
+from _shards import make_shard
 from _turns import Turns
 
 from penchant.graph.collectives import current
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
-from penchant.graph.preference_graph import PreferenceShard, user_range
+from penchant.graph.preference_graph import PreferenceShard
 from penchant.graph.training import GraphTrainer
 
 ROUNDS, STEPS = 8, 3
-
-
-def make_shard(users: int, responses: int, per_user: int, rank: int, world_size: int) -> PreferenceShard:
-    """Users' choices among responses whose popularity falls off like Zipf's law; a worker makes those of its users alone."""
-    start, stop = user_range(rank, world_size, users)
-    random = np.random.default_rng(rank)
-    count = (stop - start) * per_user
-    popular = lambda: (responses * random.random(count) ** 2).astype(np.int64)  # noqa: E731
-    user = np.repeat(np.arange(start, stop), per_user)
-    return PreferenceShard.build(
-        user, popular(), popular(), np.arange(start * per_user, stop * per_user),
-        first_user=start, num_users=stop - start, num_responses=responses,
-    )  # fmt: skip
 
 
 def count_bytes() -> list[int]:

@@ -29,8 +29,10 @@ def cache_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def s3_server():
     """The endpoint of a server, with credentials for it in the environment."""
+    from moto.server import ThreadedMotoServer
+
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:

@@ -10,12 +10,13 @@ import time
 import pytest
 import yaml
 
+from penchant import storage
 from penchant.config import load_settings
 from penchant.data.planted import PlantedWorld, save_planted
 from penchant.runtime.training.config import FitSettings
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-DEPTH, RATE = "graph.candidates.*.encoder.num_layers", "experts.learning_rate"
+DEPTH, RATE, WIDTH = "graph.candidates.*.encoder.num_layers", "experts.learning_rate", "graph.candidates.*.encoder.dim"
 TOO_HIGH = 1e30
 SMALL = {
     "backbone": {"max_tokens": 64},
@@ -104,3 +105,44 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_ends_though_trials_keep_fa
     other = start([*arguments, "reward.steps=61"])
     assert "another space or settings" in other.communicate(timeout=60)[1]
     assert other.returncode == 2
+
+
+def test_a_sweep_in_a_bucket_goes_on_on_another_machine(data, bucket, tmp_path, tiny_backbone, monkeypatch):
+    out = f"{bucket}/sweep"
+    space = {
+        "stage": "graph",
+        "parameters": {DEPTH: {"choice": [1, 2]}, WIDTH: {"choice": [8, 16, 32]}},
+        "settings": {"backbone": {"max_tokens": 64}, "graph": {"candidates": {"swept": {"optimization": {"evaluate_every": 2}}}}},
+        "asha": {"steps": 8, "first": 2, "factor": 2},
+        "trials": 6,
+    }
+    arguments = [*command(data, tmp_path / "x", space, f"backbone.name={tiny_backbone}")]
+    arguments[arguments.index("--out") + 1] = out
+
+    def shared():
+        return [json.loads(line) for line in (storage.read_bytes(f"{out}/journal.jsonl") or b"").splitlines()]
+
+    def ended(records):
+        return {record["trial"] for record in records if record["event"] == "completed"}
+
+    monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path / "first"))
+    process = start(arguments)
+    deadline = time.monotonic() + 240
+    while not ended(shared()) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    time.sleep(2.5)  # Tune's state is at most so old
+    process.kill()
+    process.communicate(timeout=60)
+    before = shared()
+
+    monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path / "second"))
+    said, errors = start(arguments).communicate(timeout=240)
+    assert said, errors
+    after = shared()
+    assert after[: len(before)] == before
+    assert not ended(before) & {record.get("trial") for record in after[len(before) :]}, "what had ended was run again"
+    assert len(ended(after)) == 6
+    assert json.loads(storage.read_bytes(f"{out}/sweep.json"))["summary"]["trials"] == 6
+    assert storage.read_bytes(f"{out}/sweep.html")
+    assert "Fit the best" in said

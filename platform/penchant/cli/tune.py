@@ -22,11 +22,13 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def tune(
-    data: Annotated[Path, typer.Option("--data", help="Folder of responses, comparisons and users.", show_default=False)],
+    data: Annotated[
+        str, typer.Option("--data", help="Folder of responses, comparisons and users, or a URI (s3://...).", show_default=False)
+    ],
     space: Annotated[Path, typer.Option(help="YAML of what is searched, such as tune/reward.yaml.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the sweep: best.yaml, sweep.json, sweep.html.")] = Path(
-        "runs/sweep"
-    ),
+    out: Annotated[
+        str, typer.Option("--out", help="Folder of the sweep, or a URI (s3://...): best.yaml, sweep.json, sweep.html.")
+    ] = "runs/sweep",
     trials: Annotated[int | None, typer.Option(min=1, help="Trials to start; by default the space's.")] = None,
     time: Annotated[str | None, typer.Option(help="The trials' time, such as 30m or 2h; what runs then is stopped.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML of settings that all trials start from.")] = None,
@@ -62,10 +64,10 @@ def tune(
         sweep = Sweep(dataset, found, base, out, console, trials=trials, seconds=seconds, address=address)
     result = sweep.run()
     show_trials(result.rows, result.values)
-    console.print(f"Report: {sweep.out / 'sweep.html'}", soft_wrap=True)
-    console.print(
-        f"Fit the best:\n  penchant fit --data {data} --out {out}-best --config {out}/best.yaml", markup=False, soft_wrap=True
-    )
+    console.print(f"Report: {sweep.folder.location('sweep.html')}", soft_wrap=True)
+    # `--config` is a file of this machine.
+    best = sweep.folder.path / "best.yaml" if sweep.folder.uri else f"{out}/best.yaml"
+    console.print(f"Fit the best:\n  penchant fit --data {data} --out {out}-best --config {best}", markup=False, soft_wrap=True)
 
 
 def parse_seconds(text: str) -> float:

@@ -20,6 +20,7 @@ from penchant.artifacts import read_json, write_json
 from penchant.errors import ArtifactError, DataError
 from penchant.scoring.model import TextComparison
 from penchant.scoring.rows import check_texts, is_text
+from penchant.storage import Location, local_copy
 
 CHOICE_COLUMNS = ("user_id", "prompt", "chosen", "rejected")
 """What a choice has to have, as text."""
@@ -117,27 +118,27 @@ def onboarded_table(embeddings: Mapping[str, Tensor], counts: Mapping[str, int])
     )
 
 
-def list_onboarded(path: str | Path) -> list[Path]:
-    """The files of onboarded users at a path: itself, or a folder's `users-*.parquet`.
+def list_onboarded(location: Location) -> list[Path]:
+    """The files of onboarded users at a location: itself, or a folder's `users-*.parquet`.
 
     Raises:
         ArtifactError: There is none.
     """
-    path = Path(path)
+    path = local_copy(location)
     files = sorted(path.glob("users-*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise ArtifactError("There are no onboarded users here.", where=str(path), fix="Make them with `penchant onboard`.")
+        raise ArtifactError("There are no onboarded users here.", where=str(location), fix="Make them with `penchant onboard`.")
     return files
 
 
-def read_onboarded(path: str | Path, *, bundle: str) -> dict[str, Tensor]:
+def read_onboarded(location: Location, *, bundle: str) -> dict[str, Tensor]:
     """Embeddings by user, from the JSON that `penchant onboard` wrote, or a folder that the job `onboard` wrote.
 
     Raises:
         ArtifactError: Not such a file, or one of another bundle.
     """
     embeddings: dict[str, Tensor] = {}
-    for file in list_onboarded(path):
+    for file in list_onboarded(location):
         found, users = _read_table(file) if file.suffix == ".parquet" else _read_json(file)
         if found != bundle:
             raise ArtifactError(

@@ -15,11 +15,21 @@ from penchant.storage.folders import (
     sizes,
     upload,
 )
-from penchant.storage.locations import Location, absolute, default_cache_folder, is_remote, join, open_filesystem
+from penchant.storage.locations import (
+    Location,
+    absolute,
+    default_cache_folder,
+    is_remote,
+    join,
+    open_filesystem,
+    open_location,
+)
+from penchant.storage.mirrors import MirroredFolder
 
 __all__ = [
     "INDEX",
     "Location",
+    "MirroredFolder",
     "absolute",
     "add_files",
     "adding_to",
@@ -30,6 +40,7 @@ __all__ = [
     "join",
     "local_copy",
     "open_filesystem",
+    "open_location",
     "publish",
     "pull",
     "read_bytes",

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 
 from penchant.errors import ConfigError, PenchantError, StorageError
 
@@ -45,6 +45,17 @@ def join(location: Location, *names: str) -> str:
         return str(Path(location, *names))
     parts = urlsplit(str(location))
     return urlunsplit(parts._replace(path="/".join([parts.path.rstrip("/"), *names])))
+
+
+def open_location(location: Location) -> tuple[FileSystem, str]:
+    """The filesystem that holds a location, and the path in it.
+
+    Raises:
+        ConfigError, StorageError: As `open_filesystem`.
+    """
+    if is_remote(location):
+        return open_filesystem(str(location))
+    return LocalFileSystem(), str(Path(location).resolve())
 
 
 @functools.lru_cache(maxsize=256)

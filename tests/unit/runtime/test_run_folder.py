@@ -25,7 +25,7 @@ def test_same_run_is_taken_up_and_another_is_refused(tmp_path):
 
 def test_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="holds no run of penchant"):
+    with pytest.raises(OutputError, match="not one of penchant's"):
         RunFolder(tmp_path, "data", settings())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -105,7 +105,7 @@ def test_another_remote_run_is_refused(bucket, tmp_path):
     assert f"{bucket}/run" in str(raised.value)
     (tmp_path / "thesis.txt").write_text("mine")
     upload(tmp_path / "thesis.txt", f"{bucket}/elsewhere/thesis.txt")
-    with pytest.raises(OutputError, match="holds no run of penchant"):
+    with pytest.raises(OutputError, match="not one of penchant's"):
         RunFolder(f"{bucket}/elsewhere", "data", settings())
     with pytest.raises(StorageError, match="no such bucket"):
         RunFolder("s3://nobody-made-this/run", "data", settings())

@@ -37,11 +37,12 @@ def track(settings, run):
 
 
 def test_tensorboard_gets_curves_and_figures(run):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator
+
     track(TrackingSettings(tensorboard=True), run)
 
     def points(stage, tag):
-        events = accumulator.EventAccumulator(str(run.path / "tensorboard" / stage))
+        events = event_accumulator.EventAccumulator(str(run.path / "tensorboard" / stage))
         events.Reload()
         return [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)]
 

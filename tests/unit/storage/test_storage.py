@@ -131,18 +131,18 @@ def test_many_readers_make_one_copy(bucket, folder, monkeypatch):
 
 def test_parts_of_several_workers_are_collected(bucket, tmp_path):
     for rank in range(2):
-        with storage.adding_to(f"{bucket}/work/text") as part:
+        with storage.adding_to(f"{bucket}/parts/text") as part:
             (part / f"users-{rank}").write_text(str(rank))
-    with storage.replacing(f"{bucket}/work/summary") as draft:
+    with storage.replacing(f"{bucket}/parts/summary") as draft:
         (draft / "summary.json").write_text("{}")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "stale").write_text("of another try")
-    storage.collect_files(f"{bucket}/work", tmp_path / "out")
+    storage.collect_files(f"{bucket}/parts", tmp_path / "out")
     names = {"text/users-0": "0", "text/users-1": "1", "summary/summary.json": "{}"}
     assert {name: text for name, text in contents(tmp_path / "out").items() if storage.INDEX not in name} == names
-    storage.remove(f"{bucket}/work")
-    assert storage.sizes(f"{bucket}/work") == {}
-    storage.remove(f"{bucket}/work")
+    storage.remove(f"{bucket}/parts")
+    assert storage.sizes(f"{bucket}/parts") == {}
+    storage.remove(f"{bucket}/parts")
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(bucket, s3_server, folder, tmp_path):

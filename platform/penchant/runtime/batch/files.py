@@ -16,10 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
 
 from penchant.artifacts import explain_disk_errors
 from penchant.errors import ConfigError, DataError
+from penchant.storage import open_location
 
 _STAMP = b"penchant"
 _READ_ROWS = 65_536
@@ -37,28 +38,13 @@ class InputFile:
     """Bytes and time of the last change, in ns: another version of a file is another file."""
 
 
-def open_place(place: str) -> tuple[FileSystem, str]:
-    """The filesystem of a place, and the path there.
-
-    Raises:
-        ConfigError: The URI is of no filesystem that pyarrow knows.
-    """
-    if "://" not in place:
-        return LocalFileSystem(), str(Path(place).resolve())
-    try:
-        filesystem, path = FileSystem.from_uri(place)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, NotImplementedError, OSError) as error:
-        raise ConfigError(f"It cannot be reached ({error}).", where=place, fix="Give a path, or a URI such as s3://.") from None
-    return filesystem, path.rstrip("/")
-
-
 def find_files(place: str, suffixes: Sequence[str]) -> list[InputFile]:
     """The files with these suffixes at a place, by name: itself, or all below a folder but hidden ones.
 
     Raises:
         DataError: There is none.
     """
-    filesystem, path = open_place(place)
+    filesystem, path = open_location(place)
     info = filesystem.get_file_info(path)
     if info.type == FileType.NotFound:
         raise DataError("There is no such file or folder.", where=place, fix="Check the path.")
@@ -84,8 +70,8 @@ def check_apart(inputs: str, out: str) -> None:
     Raises:
         ConfigError: They would.
     """
-    filesystem, path = open_place(inputs)
-    other, folder = open_place(out)
+    filesystem, path = open_location(inputs)
+    other, folder = open_location(out)
     if filesystem.type_name != other.type_name:
         return
     is_file = filesystem.get_file_info(path).type == FileType.File

@@ -30,7 +30,6 @@ from penchant.runtime.batch.files import (
     find_files,
     has_stamp,
     open_parquet,
-    open_place,
     parquet_writer,
     remove_folder,
     stamped,
@@ -40,6 +39,7 @@ from penchant.runtime.batch.pool import Pool, choose_pool, load_model, work_off
 from penchant.runtime.cluster import start_ray
 from penchant.runtime.progress import progress_bar
 from penchant.scoring.onboarded import choice_tables, group_choices, onboarded_table
+from penchant.storage import local_copy, open_location
 
 _MOST_BUCKETS = 256
 """Files that are written at once."""
@@ -59,7 +59,7 @@ class BucketOnboarder:
     """What a worker is: a model that onboards the users of a bucket."""
 
     def __init__(self, out: str, bundle: str, settings: BatchSettings, pool: Pool) -> None:
-        self.filesystem, _ = open_place(out)
+        self.filesystem, _ = open_location(out)
         self.model = load_model(bundle, None, settings, pool)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def onboard_table(
     """
     settings, console = settings or BatchSettings(), console or Console(quiet=True)
     check_apart(comparisons, out)
-    manifest = Manifest.read(bundle, verify=True)
+    manifest = Manifest.read(local_copy(bundle), verify=True)
     files = find_files(comparisons, [".parquet", ".jsonl"])
-    filesystem, folder = open_place(out)
+    filesystem, folder = open_location(out)
     with console.status("Checking the rows"):
         rows = sum(len(table) for file in files for table in _read(comparisons, file))
     if not rows:
@@ -140,14 +140,14 @@ def _onboard(parts: list[dict[str, Any]], arguments: dict[str, Any], rows: int, 
 
 
 def _read(place: str, file: InputFile) -> Iterator[pa.Table]:
-    filesystem, _ = open_place(place)
+    filesystem, _ = open_location(place)
     with filesystem.open_input_file(file.path) as opened:
         yield from choice_tables(opened, where=file.path)
 
 
 def _deal(place: str, files: list[InputFile], buckets: int, wanted: list[int], out: str, scratch: str) -> dict[int, str]:
     """Writes the choices of each wanted bucket into a file of its own; returns their paths."""
-    filesystem, _ = open_place(out)
+    filesystem, _ = open_location(out)
     paths = {number: f"{scratch}/{number:05d}.parquet" for number in wanted}
     with contextlib.ExitStack() as stack:
         writers: dict[int, Any] = {}
@@ -173,7 +173,7 @@ def _bucket(users: pa.ChunkedArray, buckets: int) -> np.ndarray:
 
 def _remove_others(out: str, wanted: set[str]) -> None:
     """Users of an earlier run that was divided otherwise are not among the results."""
-    filesystem, _ = open_place(out)
+    filesystem, _ = open_location(out)
     for file in find_files(out, [".parquet"]):
         if file.name.startswith("users-") and file.path not in wanted:
             filesystem.delete_file(file.path)

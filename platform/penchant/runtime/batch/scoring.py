@@ -28,7 +28,6 @@ from penchant.runtime.batch.files import (
     has_stamp,
     join_files,
     open_parquet,
-    open_place,
     parquet_writer,
     read_rows,
     remove_folder,
@@ -40,6 +39,7 @@ from penchant.runtime.cluster import start_ray
 from penchant.runtime.progress import progress_bar
 from penchant.scoring.onboarded import list_onboarded, read_onboarded
 from penchant.scoring.rows import ROW_COLUMNS, SCORE_FIELDS, check_columns, check_texts, score_rows
+from penchant.storage import local_copy, open_location
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PartScorer:
     """
 
     def __init__(self, data: str, out: str, bundle: str, onboarded: str | None, settings: BatchSettings, pool: Pool) -> None:
-        self.source, self.target = open_place(data)[0], open_place(out)[0]
+        self.source, self.target = open_location(data)[0], open_location(out)[0]
         self.model = load_model(bundle, onboarded, settings, pool)
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def score_tables(
     """
     settings, console = settings or BatchSettings(), console or Console(quiet=True)
     check_apart(data, out)
-    manifest = Manifest.read(bundle, verify=True)
+    manifest = Manifest.read(local_copy(bundle), verify=True)
     made_from = [manifest.name]
     if onboarded is not None:
         read_onboarded(onboarded, bundle=manifest.name)
@@ -151,7 +151,7 @@ def score_tables(
         arguments = {"data": data, "out": out, "bundle": bundle, "onboarded": onboarded, "settings": settings, "pool": pool}
         with progress_bar(console, "Scoring") as say:
             begun = _score(todo, out, arguments, pool, lambda done: say(done, rows))
-    filesystem, path = open_place(out)
+    filesystem, path = open_location(out)
     remove_folder(filesystem, f"{path}/.parts")
     ended = time.time()
     return BatchSummary(rows, len(todo), skipped, ended - started, min(begun, ended) - started)
@@ -159,8 +159,8 @@ def score_tables(
 
 def _plan(data: str, out: str, made_from: list[str], settings: BatchSettings) -> tuple[list[FileOfScores], int]:
     """The files that are to be made, and how many are there. Files that are to be made are checked, row by row."""
-    filesystem, _ = open_place(data)
-    target, folder = open_place(out)
+    filesystem, _ = open_location(data)
+    target, folder = open_location(out)
     todo, skipped = [], 0
     for source in find_files(data, [".parquet"]):
         stamp = fingerprint([source.name, source.version, made_from])
@@ -192,7 +192,7 @@ def _with_scores(schema: pa.Schema) -> pa.Schema:
 
 def _score(todo: list[FileOfScores], out: str, arguments: dict[str, Any], pool: Pool, say: Callable[[int], None]) -> float:
     """Has the parts scored that are not there, and joins a file's parts as soon as all are; returns when the first was begun."""
-    filesystem, _ = open_place(out)
+    filesystem, _ = open_location(out)
     begun = float("inf")
     by_part = {part.out: file for file in todo for part in file.parts}
     missing = {file.out: {part.out for part in file.parts} for file in todo}
@@ -222,7 +222,7 @@ def _score(todo: list[FileOfScores], out: str, arguments: dict[str, Any], pool: 
 
 
 def _finish(file: FileOfScores, out: str) -> None:
-    filesystem, _ = open_place(out)
+    filesystem, _ = open_location(out)
     parts = [part.out for part in file.parts]
     if not parts:
         with parquet_writer(filesystem, file.out, file.schema):

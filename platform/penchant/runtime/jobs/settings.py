@@ -192,7 +192,7 @@ class SweepJob(Job):
     minutes: float | None = Field(None, gt=0)
     """The trials' time, all together."""
     out: str = "runs/sweep"
-    """Folder of the sweep. The same job with the same folder continues where it was."""
+    """Folder of the sweep, or its URI. The same job with the same folder continues where it was."""
 
     def run(self, console: Console) -> None:
         """See `Job.run`."""
@@ -206,7 +206,7 @@ class SweepJob(Job):
         dataset = PreferenceDataset.load(self.data)
         console.print(dataset)
         seconds = None if self.minutes is None else 60 * self.minutes
-        best = Sweep(dataset, space, base, Path(self.out), console, trials=self.trials, seconds=seconds).run().best
+        best = Sweep(dataset, space, base, self.out, console, trials=self.trials, seconds=seconds).run().best
         console.print(f"Best: trial {best.number}, valid accuracy {best.accuracy:.4f}: {self.out}/best.yaml", soft_wrap=True)
         console.print(f"Report: {self.out}/sweep.html", soft_wrap=True)
 

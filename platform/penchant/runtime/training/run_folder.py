@@ -17,7 +17,6 @@ elsewhere, and what a stage has made is published when it is done. Workers find 
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -26,26 +25,13 @@ from penchant.artifacts import fingerprint, read_json, write_json, write_text
 from penchant.config import dump_settings
 from penchant.errors import OutputError
 from penchant.runtime.training.config import FitSettings
-from penchant.storage import (
-    Location,
-    add_files,
-    collect_files,
-    default_cache_folder,
-    is_remote,
-    join,
-    publish,
-    pull,
-    read_bytes,
-    remove,
-    sizes,
-    upload,
-)
+from penchant.storage import Location, MirroredFolder, add_files, collect_files, join, remove
 
 _RUN = "run.json"
 _DONE = "stage.json"
 
 
-class RunFolder:
+class RunFolder(MirroredFolder):
     """An --out folder.
 
     Args:
@@ -59,14 +45,8 @@ class RunFolder:
     """
 
     def __init__(self, where: Location, dataset: str, settings: FitSettings) -> None:
+        super().__init__(where, identity=_RUN, growing=["progress/"])
         self.dataset, self.settings = dataset, settings
-        self.uri = str(where) if is_remote(where) else None
-        """Where the run lies, if it is remote."""
-        self.path = Path(where).resolve() if self.uri is None else mirror(self.uri)
-        """The local folder: the run's own, or its mirror."""
-        self._published: dict[str, dict[str, str]] = {}
-        if self.uri is not None:
-            self._take_up(self.uri)
         decisive = settings.model_dump(mode="json", exclude={"workers", "tracking"})
         identity, found = {"dataset": dataset, "settings": fingerprint(decisive)}, {}
         if (self.path / _RUN).is_file():
@@ -79,50 +59,11 @@ class RunFolder:
                     where=str(where),
                     fix="Choose another --out folder, or remove this one.",
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise OutputError(
-                "It is not empty, and holds no run of penchant.", where=str(where), fix="Choose another --out folder."
-            )
         self.id: str = found.get("id") or uuid.uuid4().hex[:12]
         """Of this run and no other, for whatever tracks it."""
         write_json(self.path / _RUN, identity | {"id": self.id})
         write_text(self.path / "config.yaml", dump_settings(settings))
         self.share(_RUN, "config.yaml")
-
-    def _take_up(self, uri: str) -> None:
-        """Makes the mirror follow what is there, which another machine may have gone on with, or somebody removed."""
-        there = sizes(uri)
-        found = read_bytes(join(uri, _RUN))
-        if found is None:
-            if there:
-                raise OutputError("It is not empty, and holds no run of penchant.", where=uri, fix="Choose another --out folder.")
-            shutil.rmtree(self.path, ignore_errors=True)
-            return
-        write_text(self.path / _RUN, found.decode())
-        for name, size in there.items():
-            local = self.path / name
-            # Learning curves only grow: the longer one is the newer one.
-            if name.startswith("progress/") and not (local.is_file() and local.stat().st_size >= size):
-                write_text(local, (read_bytes(join(uri, name)) or b"").decode())
-
-    def location(self, name: str) -> str:
-        """Where everybody finds something of the run: a path, or a URI."""
-        return str(self.path / name) if self.uri is None else join(self.uri, name)
-
-    def share(self, *names: str) -> None:
-        """Publishes files or folders of the run, where it is remote.
-
-        Raises:
-            StorageError: They cannot be written there.
-        """
-        if self.uri is None:
-            return
-        for name in names:
-            local = self.path / name
-            if local.is_dir():
-                self._published[name] = publish(local, join(self.uri, name))
-            elif local.is_file():
-                upload(local, join(self.uri, name))
 
     def add(self, *names: str) -> None:
         """Adds the files of folders to those that machines before this one have left, where the run is remote.
@@ -133,15 +74,6 @@ class RunFolder:
         for name in names:
             if self.uri is not None and (self.path / name).is_dir():
                 add_files(self.path / name, join(self.uri, name))
-
-    def bring(self, name: str) -> bool:
-        """Makes a folder of the run lie here as it was published; False where the run is remote and it was not."""
-        if self.uri is None:
-            return True
-        index = pull(join(self.uri, name), self.path / name, known=self._published.get(name))
-        if index is not None:
-            self._published[name] = index
-        return index is not None
 
     def stage(self, name: str) -> Path:
         """The folder of a stage's results."""
@@ -174,8 +106,3 @@ class RunFolder:
     def attempt(self, name: str, inputs: Any) -> str:
         """The name under which Ray Train keeps this stage's checkpoints: other inputs, other checkpoints."""
         return f"{name}-{fingerprint(inputs)[:10]}"
-
-
-def mirror(uri: str) -> Path:
-    """The local mirror of a remote run's folder."""
-    return default_cache_folder().resolve() / "runs" / fingerprint(uri)[:16]

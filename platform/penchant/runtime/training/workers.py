@@ -22,7 +22,7 @@ from penchant.runtime.threads import run_beside
 from penchant.runtime.training.checkpoints import CheckpointStorage
 from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.progress import ProgressLog, open_log
-from penchant.storage import Location, open_filesystem
+from penchant.storage import Location, open_location
 
 _REGROUP_SECONDS = 20
 """An elastic group that was promised more than is there (a node's loss is noticed late) is made anew, smaller, after so long."""
@@ -88,7 +88,7 @@ def run_stage(
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
     """
     group = choose_workers(settings)
-    filesystem, path = open_filesystem(str(storage))
+    filesystem, path = open_location(storage)
     log = open_log(config["log"])
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
     # Ray Train takes these from the driver's environment, and hands them on.

@@ -10,9 +10,11 @@ refused     values, reason            a proposal that cannot be
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from penchant.artifacts import read_json, write_json
+from penchant.errors import StorageError
 from penchant.runtime.training.progress import ProgressLog
 
 _LOOK = ("step", "accuracy", "valid_accuracy", "parameters", "step_seconds", "training_seconds", "shared_seconds")
@@ -92,10 +95,16 @@ class RecordedAsha(ASHAScheduler):
 
 
 class JournalCallback(tune.Callback):
-    """Writes what Ray Tune tells of its trials into the journal."""
+    """Writes what Ray Tune tells of its trials into the journal.
 
-    def __init__(self, journal: ProgressLog, clock: Clock) -> None:
-        self.journal, self.clock = journal, clock
+    Args:
+        journal: Where.
+        clock: The sweep's.
+        share: Called after each trial: it makes the journal known to other machines.
+    """
+
+    def __init__(self, journal: ProgressLog, clock: Clock, share: Callable[[], None]) -> None:
+        self.journal, self.clock, self.share = journal, clock, share
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial was given its resources."""
@@ -107,7 +116,7 @@ class JournalCallback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended without an error."""
-        self.journal.write(event="completed", trial=trial.trial_id, out_of_time=self.clock.is_up, at=time.time())
+        self._ended(event="completed", trial=trial.trial_id, out_of_time=self.clock.is_up, at=time.time())
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial failed, and is tried again."""
@@ -122,7 +131,12 @@ class JournalCallback(tune.Callback):
         said = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else ""
         # It may have failed before it was started.
         facts = {"values": trial.config, "reason": reason_of(said), "at": time.time()}
-        self.journal.write(event="failed", trial=trial.trial_id, again=again, **facts)
+        self._ended(event="failed", trial=trial.trial_id, again=again, **facts)
+
+    def _ended(self, **record: Any) -> None:
+        self.journal.write(**record)
+        with contextlib.suppress(StorageError):  # the next one takes it along, or the end of the sweep, which says so
+            self.share()
 
 
 def reason_of(trace: str) -> str:

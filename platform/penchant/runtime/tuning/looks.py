@@ -18,6 +18,7 @@ from penchant.reward.expert_training import ExpertTrainer
 from penchant.reward.heads import make_head
 from penchant.reward.training import RewardTrainer
 from penchant.runtime.training.prepared import Prepared
+from penchant.storage import Location
 
 MODEL = "personalised"
 """The one model that a trial trains."""
@@ -34,7 +35,7 @@ class Heads:
 
     folder: Path
     settings: HeadSettings
-    prepared: Path
+    prepared: Location
 
     def correction(self, trainer: ExpertTrainer) -> float:
         """The heads' accuracy on all validation comparisons, minus that on the trainer's looks."""

@@ -6,6 +6,9 @@ out/graphs/ heads/    what trials share
 out/tune/             Ray Tune's state, from which an interrupted sweep is taken up
 out/journal.jsonl     what happened, as it happened
 out/best.yaml  sweep.json  sweep.html
+
+The folder may be remote, as a run's: the driver works in a mirror and shares, after each trial, what another machine needs to
+take the sweep up; Ray Tune writes its state to the URI directly. What trials share, every node then makes for itself.
 """
 
 from __future__ import annotations
@@ -14,10 +17,10 @@ import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import FileSelector
 from ray import tune
 from rich.console import Console
 
@@ -38,8 +41,11 @@ from penchant.runtime.tuning.search import CheckedSearch
 from penchant.runtime.tuning.show import show_sweep
 from penchant.runtime.tuning.space import Space
 from penchant.runtime.tuning.trial import TrialAlone, TrialPlan, run_group_trial
+from penchant.storage import Location, MirroredFolder, open_location
 
 _EXPERIMENT = "tune"
+_RUN = "run.json"
+_GROWING = ("journal.jsonl", "clock.json", "sweep.json")
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Sweep:
         dataset: Validated data.
         space: What is searched.
         base: What all trials have in common; the best is the base with a trial's values.
-        out: The --out folder; on a cluster, on storage that every node sees.
+        out: The --out folder, or its URI; on a cluster without a URI, on storage that every node sees.
         console: Where progress is shown.
         trials: Trials to start; by default the space's.
         seconds: The trials' time, all together; None for no limit.
@@ -68,6 +74,7 @@ class Sweep:
 
     Raises:
         OutputError: `out` holds another sweep, or something else.
+        StorageError: `out` is a URI that cannot be reached or written.
         PenchantError: What `Stages` raises.
     """
 
@@ -76,7 +83,7 @@ class Sweep:
         dataset: PreferenceDataset,
         space: Space,
         base: FitSettings,
-        out: Path,
+        out: Location,
         console: Console,
         *,
         trials: int | None = None,
@@ -84,17 +91,19 @@ class Sweep:
         address: str | None = None,
     ) -> None:
         self.dataset, self.space, self.base, self.console = dataset, space, base, console
-        self.out, self.address, self.seconds = out.resolve(), address, seconds
+        self.folder = MirroredFolder(out, identity=_RUN, growing=_GROWING)
+        self.out, self.address, self.seconds = self.folder.path, address, seconds
         self.trials = trials or space.trials
-        identity = self._identity(out)
+        identity = self._identity(str(out))
         # What a trial may have is checked for each; what all have, here.
-        self.stages = Stages(dataset, trial_settings(space, base, {}), self.out / "fit", console, address=address)
-        write_json(self.out / "run.json", identity)
+        self.stages = Stages(dataset, trial_settings(space, base, {}), self.folder.location("fit"), console, address=address)
+        write_json(self.out / _RUN, identity)
         write_text(self.out / "space.yaml", dump_settings(space))
+        self.folder.share(_RUN, "space.yaml")
         self.journal = ProgressLog(self.out / "journal.jsonl")
         self.clock = Clock(self.out / "clock.json", seconds)
 
-    def _identity(self, out: Path) -> dict[str, Any]:
+    def _identity(self, out: str) -> dict[str, Any]:
         """What the folder is a sweep of, if it holds no other."""
         asked = [self.space.model_dump(mode="json"), self.base.model_dump(mode="json", exclude={"workers"})]
         identity = {
@@ -103,7 +112,7 @@ class Sweep:
             "trials": self.trials,
             "seconds": self.seconds,
         }
-        path = self.out / "run.json"
+        path = self.out / _RUN
         if path.is_file():
             found = read_json(path)
             words = {"dataset": "another data set", "sweep": "another space or settings", "trials": "another --trials"}
@@ -111,11 +120,9 @@ class Sweep:
             if differing:
                 raise OutputError(
                     f"The folder holds a sweep with {' and '.join(differing)}.",
-                    where=str(out),
+                    where=out,
                     fix="Choose another --out folder, or remove this one.",
                 )
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise OutputError("It is not empty, and holds no sweep.", where=str(out), fix="Choose another --out folder.")
         return identity
 
     def run(self) -> SweepResult:
@@ -143,7 +150,14 @@ class Sweep:
         workers = {"num_workers": group, "threads": self.space.resources.cpus, "use_gpu": gpus > 0}
         base = self.stages.settings  # the base model's folder is absolute there
         base = self.base.model_copy(update={"backbone": base.backbone, "workers": self.base.workers.model_copy(update=workers)})
-        plan = TrialPlan(self.out, self.stages.run.stage("prepared"), self.dataset.fingerprint, self.space, base)
+        plan = TrialPlan(
+            out=self.out,
+            checkpoints=self.folder.location("checkpoints"),
+            prepared=self.stages.run.location("prepared"),
+            dataset=self.dataset.fingerprint,
+            space=self.space,
+            base=base,
+        )
         # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs.
         own: dict[str, float] = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"CPU": 0}
         run: Any = TrialAlone if group == 1 else run_group_trial
@@ -153,10 +167,9 @@ class Sweep:
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the reasons of failures are shown at the end
-        path = self.out / _EXPERIMENT
-        # Killed before anything was saved, it has nothing to be taken up from.
-        if tune.Tuner.can_restore(path) and any(path.glob("experiment_state-*.json")):
-            tuner = tune.Tuner.restore(str(path), trainable=trainable)
+        path = self.folder.location(_EXPERIMENT)
+        if _has_state(path):
+            tuner = tune.Tuner.restore(path, trainable=trainable)
         else:
             tuner = tune.Tuner(trainable, tune_config=self._tune_config(group, gpus), run_config=self._run_config())
         # What an interruption leaves behind is what a crash does, and is taken up in the same way.
@@ -204,9 +217,9 @@ class Sweep:
     def _run_config(self) -> tune.RunConfig:
         return tune.RunConfig(
             name=_EXPERIMENT,
-            storage_path=str(self.out),
+            storage_path=self.folder.uri or str(self.out),
             stop=self.clock,
-            callbacks=[JournalCallback(self.journal, self.clock)],
+            callbacks=[JournalCallback(self.journal, self.clock, lambda: self.folder.share(*_GROWING))],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only its looks are kept
             failure_config=tune.FailureConfig(max_failures=self.space.max_failures),
             verbose=0,
@@ -229,4 +242,12 @@ class Sweep:
         write_text(self.out / "best.yaml", said + dump_settings(settings))
         write_sweep_report(self.out / "sweep.html", self.space, rows, values)
         write_json(self.out / "sweep.json", values)
+        self.folder.share(*_GROWING, "best.yaml", "sweep.html")
         return SweepResult(best, ranked(rows) + [row for row in rows if not row.counts], values)
+
+
+def _has_state(location: str) -> bool:
+    """Whether Ray Tune can take an experiment up. Killed before anything was saved, it has nothing to be taken up from."""
+    filesystem, path = open_location(location)
+    found = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    return tune.Tuner.can_restore(location) and any(info.base_name.startswith("experiment_state-") for info in found)

@@ -33,6 +33,7 @@ from penchant.runtime.training.workers import run_stage
 from penchant.runtime.tuning.candidates import stage_of, trial_settings
 from penchant.runtime.tuning.looks import MODEL, Heads, Looks
 from penchant.runtime.tuning.space import Space, Stage, Value
+from penchant.storage import Location
 
 _MADE = "made.json"
 _STOP_SECONDS = 10
@@ -43,8 +44,10 @@ class TrialPlan:
     """What all trials of a sweep have in common."""
 
     out: Path
-    """The sweep's folder, on storage that every node sees."""
-    prepared: Path
+    """Where graphs and heads are shared: the sweep's folder, or its mirror, which each node has of its own."""
+    checkpoints: Location
+    """Where Ray Train keeps what it keeps of a group of workers."""
+    prepared: Location
     """The prepared data, which holds no test comparison and no unseen user."""
     dataset: str
     """Fingerprint of the data set."""
@@ -176,7 +179,7 @@ class _Trial:
             loop,
             config | shared,
             name=f"{self.name}-{stage}",
-            storage=self.plan.out / "checkpoints",
+            storage=self.plan.checkpoints,
             settings=self.settings.workers,
             in_process=self.alone,
             on_look=Looks(self.report, shared_seconds=time.monotonic() - self.started, heads=heads) if looks else None,

@@ -11,7 +11,6 @@ from penchant.runtime.batch.files import (
     find_files,
     has_stamp,
     join_files,
-    open_place,
     parquet_writer,
     read_rows,
     stamped,
@@ -87,8 +86,3 @@ def test_results_do_not_land_among_the_inputs(tmp_path):
             check_apart(str(inputs), str(out))
     for inputs, out in ((file.parent, tmp_path / "in-scored"), (file, file.parent / "out")):
         check_apart(str(inputs), str(out))
-
-
-def test_a_uri_of_no_filesystem():
-    with pytest.raises(ConfigError, match="nothing://here"):
-        open_place("nothing://here")
