@@ -8,7 +8,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any, cast, get_args
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from penchant.errors import DataError
 from penchant.store.database import Database
@@ -18,6 +18,7 @@ from penchant.store.values import check_instant, check_text
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _COLUMNS = [column for column in access_keys.c if column.name != "secret"]
+_KEY = select(*_COLUMNS).where(access_keys.c.secret == bindparam("hash"))  # made once, for every request asks it
 _LARGEST_ID = 2**63 - 1
 
 
@@ -53,9 +54,8 @@ class KeyStore:
 
     def find_key(self, secret: str) -> KeyRecord | None:
         """The key with this secret, or None. Ask the record whether it is still `valid`."""
-        found = select(*_COLUMNS).where(access_keys.c.secret == _hash(secret))
         with self._database.reading() as connection:
-            row = connection.execute(found).one_or_none()
+            row = connection.execute(_KEY, {"hash": _hash(secret)}).one_or_none()
         return None if row is None else _record(row)
 
     def list_keys(self, tenant: str | None = None) -> list[KeyRecord]:

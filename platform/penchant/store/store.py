@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, false, func, insert, select, update
+from sqlalchemy import Connection, bindparam, false, func, insert, select, update
 
 from penchant.errors import DataError
 from penchant.store.database import Database
@@ -20,6 +20,17 @@ from penchant.store.user_rows import lock_user, remove_user
 from penchant.store.values import body_digest, check_choices, check_instant, check_text, check_user, digest, pair_digest
 
 _STORED = ("prompt", "chosen", "rejected", "created")
+# Made once: to build it would take longer than to execute it, and every request does.
+_USER = (
+    select(*users.c["version", "comparisons", "forgotten", "created", "updated"], *embeddings.c["bundle", "embedding"])
+    .join_from(
+        users,
+        embeddings,
+        (embeddings.c.user_key == users.c.user_key) & (embeddings.c.version == users.c.version),
+        isouter=True,
+    )
+    .where(users.c.user_key == bindparam("key"))
+)
 
 
 class UserStore(KeyStore):
@@ -66,11 +77,8 @@ class UserStore(KeyStore):
     def user(self, tenant: str, user: str) -> UserRecord | None:
         """What is known of a user, or None. One statement over two indices: cheap enough for every request."""
         check_user(tenant, user)
-        columns = (users.c.version, users.c.comparisons, users.c.forgotten, users.c.created, users.c.updated)
-        saved = (embeddings.c.user_key == users.c.user_key) & (embeddings.c.version == users.c.version)
-        found = select(*columns, embeddings.c.bundle, embeddings.c.embedding).join_from(users, embeddings, saved, isouter=True)
         with self._database.reading() as connection:
-            rows = connection.execute(found.where(users.c.user_key == digest(tenant, user))).all()
+            rows = connection.execute(_USER, {"key": digest(tenant, user)}).all()
         if not rows:
             return None
         by_bundle = {row.bundle: np.frombuffer(row.embedding, "<f4").astype(np.float32) for row in rows if row.bundle is not None}
