@@ -1,7 +1,7 @@
 """Weak scaling of the graph stage: one worker, and two with twice the users, one thread each; and what they exchange.
 
-    python benchmarks/graph_weak_scaling.py                # 50,000 users a worker, 5,000 responses
-    python benchmarks/graph_weak_scaling.py --users 10000
+    python benchmarks/graph_weak_scaling.py                # 100,000 users a worker, 10,000 responses
+    python benchmarks/graph_weak_scaling.py --users 50000 --responses 5000
 
 The two take turns, a block of steps each, so that what else the machine does meets both alike. Every exchange is counted where it
 is made, and held against the formula: of L layers, R responses and D dims, a step exchanges, in float32,
@@ -28,12 +28,14 @@ from _report import report
 from _shards import make_shard
 from _turns import Turns
 
-from penchant.graph.collectives import current
+from penchant.graph.collectives import Collective, current
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
 from penchant.graph.preference_graph import PreferenceShard
 from penchant.graph.training import GraphTrainer
 
 ROUNDS, STEPS = 8, 3
+SIDES = ["one", "apart", "two"]
+"""A worker; two at once that exchange nothing, for what the machine makes of that; two on one graph."""
 
 
 def count_bytes() -> list[int]:
@@ -48,32 +50,35 @@ def count_bytes() -> list[int]:
     return counted
 
 
-def measure(options: dict, world_size: int, rank: int) -> None:
+def measure(options: dict, side: str, rank: int) -> None:
     torch.set_num_threads(1)
-    if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{options['out']}/meet", rank=rank, world_size=world_size)
+    together, world_size = side != "one", 2 if side == "two" else 1
+    if together:
+        dist.init_process_group("gloo", init_method=f"file://{options['out']}/meet-{side}", rank=rank, world_size=2)
     counted = count_bytes()
     users = options["users"] * world_size
-    shard = make_shard(users, options["responses"], options["per_user"], rank, world_size)
+    shard = make_shard(users, options["responses"], options["per_user"], rank if side == "two" else 0, world_size)
     nothing = PreferenceShard.build(
         *(np.zeros(0, dtype=np.int64),) * 4,
         first_user=shard.first_user, num_users=shard.num_users, num_responses=shard.num_responses,
     )  # fmt: skip
     encoder = EncoderSettings(dim=options["dim"], num_layers=options["layers"], response_init="id", user_init="id")
     settings = CandidateSettings(encoder=encoder, optimization=OptimizationSettings(supervision_share=0.5))
-    trainer = GraphTrainer(settings, shard, nothing, features=None, collective=current())
+    trainer = GraphTrainer(settings, shard, nothing, features=None, collective=current() if side == "two" else Collective())
     trainer.step()
     counted[0] = 0
     seconds = []
-    turns = Turns(Path(options["out"]), ["one", "two"], "one" if world_size == 1 else "two", leads=rank == 0)
+    turns = Turns(Path(options["out"]), SIDES, side, leads=rank == 0)
     for _ in range(ROUNDS):
         turns.wait()
-        if world_size > 1:
+        if together:
             dist.barrier()
         started = time.perf_counter()
         for _ in range(STEPS):
             trainer.step()
         seconds.append((time.perf_counter() - started) / STEPS)
+        if together:
+            dist.barrier()
         turns.give()
     shared = sum(parameter.numel() for parameter in trainer.encoder.replicated_parameters())
     responses, dim, layers = options["responses"], options["dim"], options["layers"]
@@ -81,29 +86,32 @@ def measure(options: dict, world_size: int, rank: int) -> None:
         "users": users,
         "seconds": seconds,
         "bytes": counted[0] / (ROUNDS * STEPS),
-        "formula": 4 * (2 * layers * 2 * responses * dim + 2 * responses + shared + 2) if world_size > 1 else 0,
+        "formula": 4 * (2 * layers * 2 * responses * dim + 2 * responses + shared + 2) if side == "two" else 0,
     }
-    Path(options["out"], f"{world_size}-{rank}.json").write_text(json.dumps(result))
+    Path(options["out"], f"{side}-{rank}.json").write_text(json.dumps(result))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=50_000, help="of each worker")
-    parser.add_argument("--responses", type=int, default=5_000)
+    parser.add_argument("--users", type=int, default=100_000, help="of each worker")
+    parser.add_argument("--responses", type=int, default=10_000)
     parser.add_argument("--per-user", type=int, default=16)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     options = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--measure", json.dumps(options | {"out": out})]
-        workers = [(1, 0), (2, 0), (2, 1)]
-        processes = [subprocess.Popen([*command, str(world_size), str(rank)]) for world_size, rank in workers]
+        workers = [("one", 0), ("apart", 0), ("apart", 1), ("two", 0), ("two", 1)]
+        processes = [subprocess.Popen([*command, side, str(rank)]) for side, rank in workers]
         if sum(process.wait() for process in processes):
             raise SystemExit("a worker failed")
-        results = [json.loads(Path(out, f"{size}-{rank}.json").read_text()) for size, rank in workers]
+        results = {
+            side: [json.loads(Path(out, f"{side}-{rank}.json").read_text()) for own, rank in workers if own == side]
+            for side in SIDES
+        }
     rows = [
         {
-            "workers": size,
+            "workers": {"one": "1", "apart": "2, each a graph of its own", "two": "2, one graph"}[side],
             "users": result["users"],
             "comparisons": result["users"] * options["per_user"],
             "seconds a step": statistics.median(result["seconds"]),
@@ -111,17 +119,21 @@ def main() -> None:
             "exchanged, MB a step": result["bytes"] / 1e6,
             "formula, MB": result["formula"] / 1e6,
         }
-        for (size, rank), result in zip(workers, results, strict=True)
-        if rank == 0
+        for side, (result, *_) in results.items()
     ]
-    assert all(result["bytes"] == result["formula"] for result in results), results
-    pairs = [two / one for one, two in zip(results[0]["seconds"], results[1]["seconds"], strict=True)]
+    assert all(result["bytes"] == result["formula"] for side in SIDES for result in results[side]), results
+
+    def ratio(side: str, to: str) -> float:
+        return statistics.median(a / b for a, b in zip(*(results[name][0]["seconds"] for name in (side, to)), strict=True))
+
     report(
         "graph_weak_scaling",
         f"Graph stage, one thread a worker: dim {options['dim']}, {options['layers']} layers, {options['responses']:,} responses",
         rows,
         [
-            f"Two workers with twice the users: {statistics.median(pairs):.2f}x the time of a step (median of {ROUNDS} turns).",
+            f"Two workers with twice the users: {ratio('two', 'one'):.2f}x the time of a step (median of {ROUNDS} turns).",
+            f"Two at once on this machine, by themselves: {ratio('apart', 'one'):.2f}x;"
+            f" one graph against that: {ratio('two', 'apart'):.2f}x.",
             "The bytes are what each worker gives to the sums; a ring of N sends 2 (N - 1) / N of them.",
         ],
     )
@@ -129,6 +141,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        measure(json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        measure(json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     else:
         main()

@@ -13,6 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_SMALL = 2**16
+"""Values of a gradient that is sent together with others, at most."""
+
 
 class Collective:
     """The one-worker case: every sum is already whole. Also the interface of `ProcessGroup`."""
@@ -64,11 +67,21 @@ class ProcessGroup(Collective):
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """See `Collective.sum_gradients`."""
+        small = []
         for parameter in parameters:
             # Every worker must take part, also one whose users touched nothing of this parameter.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+            if parameter.numel() > _SMALL:
+                dist.all_reduce(parameter.grad)
+            else:
+                small.append(parameter.grad)
+        if small:
+            # In one exchange: what a small one costs is the exchange, not its bytes.
+            flat = torch.cat([gradient.flatten() for gradient in small])
+            dist.all_reduce(flat)
+            for gradient, summed in zip(small, flat.split([gradient.numel() for gradient in small]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
 
 
 def current() -> Collective:

@@ -3,7 +3,7 @@
 Each layer is a PyG `MessagePassing` module. Its `forward` is the fused path: products of a sparse matrix and a dense one,
 sharded by user. `message` is the same sum edge by edge, as PyG's `propagate` runs it; the tests hold one against the other.
 
-Shapes: U users of this worker, R responses (replicated), D dim, E edges.
+Shapes: U users of this worker, R responses (replicated), D dim, E edges, S = 2 signs.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class PreferenceLayer(MessagePassing):
 
     def forward(self, user_UD: Tensor, response_RD: Tensor, graph: Messages) -> tuple[Tensor, Tensor]:
         """New user (U, D) and response (R, D) embeddings."""
+        signs = list(enumerate((graph.positive, graph.negative)))
+        partial_SRK = torch.stack([self.partial_sums(weights, sign, user_UD, response_RD, graph) for sign, weights in signs])
+        summed_SRK = graph.collective.sum(partial_SRK)  # both signs in one exchange
         positive_RD, negative_RD = (
-            self.aggregate_responses(weights, sign, user_UD, response_RD, graph)
-            for sign, weights in enumerate((graph.positive, graph.negative))
+            self.finish_responses(weights, sign, response_RD, summed_SRK[sign]) for sign, weights in signs
         )
         return (
             self.forward_users(user_UD, response_RD, graph),
@@ -56,18 +58,20 @@ class PreferenceLayer(MessagePassing):
         """Sum of each user's messages of one sign (0: chosen, 1: rejected): (U, D)."""
         return aggregate_to_users(weights.edges, weights.symmetric, response_RD)
 
-    def aggregate_responses(
-        self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages
-    ) -> Tensor:
-        """Sum of each response's messages of one sign, over all workers: (R, D)."""
-        return graph.collective.sum(aggregate_to_responses(weights.edges, weights.symmetric, user_UD))
+    def partial_sums(self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages) -> Tensor:
+        """What this worker's users add to the sums of one sign that responses are to have: (R, K), K as the layer needs."""
+        return aggregate_to_responses(weights.edges, weights.symmetric, user_UD)
+
+    def finish_responses(self, weights: SignedWeights, sign: int, response_RD: Tensor, summed_RK: Tensor) -> Tensor:
+        """Sum of each response's messages of one sign (R, D), from what all workers' partial sums add up to."""
+        return summed_RK
 
     def update_node(self, own_ND: Tensor, positive_ND: Tensor, negative_ND: Tensor) -> Tensor:
         """A node's new embedding from its own and its aggregated messages: (N, D)."""
         raise NotImplementedError
 
     def message(self, x_j: Tensor, x_i: Tensor, weight: Tensor, sign: int) -> Tensor:  # type: ignore[override]
-        """One message per edge: (E, D). The plain form of what `aggregate_users` and `aggregate_responses` sum."""
+        """One message per edge: (E, D). The plain form of what `aggregate_users` and `finish_responses` sum."""
         return weight[:, None] * x_j
 
 
@@ -92,11 +96,9 @@ class CoplLayer(PreferenceLayer):
         """See `PreferenceLayer.aggregate_users`."""
         return self._mix(sign, user_UD, super().aggregate_users(weights, sign, user_UD, response_RD))
 
-    def aggregate_responses(
-        self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages
-    ) -> Tensor:
-        """See `PreferenceLayer.aggregate_responses`."""
-        return self._mix(sign, response_RD, super().aggregate_responses(weights, sign, user_UD, response_RD, graph))
+    def finish_responses(self, weights: SignedWeights, sign: int, response_RD: Tensor, summed_RK: Tensor) -> Tensor:
+        """See `PreferenceLayer.finish_responses`."""
+        return self._mix(sign, response_RD, summed_RK)
 
     def update_node(self, own_ND: Tensor, positive_ND: Tensor, negative_ND: Tensor) -> Tensor:
         """See `PreferenceLayer.update_node`."""
@@ -131,12 +133,13 @@ class SageLayer(PreferenceLayer):
         total = aggregate_to_users(weights.edges, weights.visible, response_RD)
         return self.neighbour[sign](total / weights.user_degree.clamp(min=1)[:, None])
 
-    def aggregate_responses(
-        self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages
-    ) -> Tensor:
-        """See `PreferenceLayer.aggregate_responses`."""
-        total = graph.collective.sum(aggregate_to_responses(weights.edges, weights.visible, user_UD))
-        return self.neighbour[sign](total / weights.response_degree.clamp(min=1)[:, None])
+    def partial_sums(self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages) -> Tensor:
+        """See `PreferenceLayer.partial_sums`."""
+        return aggregate_to_responses(weights.edges, weights.visible, user_UD)
+
+    def finish_responses(self, weights: SignedWeights, sign: int, response_RD: Tensor, summed_RK: Tensor) -> Tensor:
+        """See `PreferenceLayer.finish_responses`."""
+        return self.neighbour[sign](summed_RK / weights.response_degree.clamp(min=1)[:, None])
 
     def update_node(self, own_ND: Tensor, positive_ND: Tensor, negative_ND: Tensor) -> Tensor:
         """See `PreferenceLayer.update_node`."""
@@ -172,19 +175,20 @@ class GatLayer(PreferenceLayer):
         total_U = share_E.new_zeros(len(user_UD)).index_add(0, user, share_E)
         return aggregate_to_users(weights.edges, share_E, sent_RD) / total_U.clamp(min=1e-12)[:, None]
 
-    def aggregate_responses(
-        self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages
-    ) -> Tensor:
-        """See `PreferenceLayer.aggregate_responses`."""
+    def partial_sums(self, weights: SignedWeights, sign: int, user_UD: Tensor, response_RD: Tensor, graph: Messages) -> Tensor:
+        """Numerators and, in the last column, denominators: (R, D + 1). See `PreferenceLayer.partial_sums`."""
         sent_UD = self.neighbour[sign](user_UD)
         response = weights.edges.response.long()
         logit_E = self._logits(sign, response_RD, response, sent_UD, weights.edges.user)
         largest_R = _segment_maximum(logit_E, weights.visible, response, len(response_RD))
         largest_R = graph.collective.maximum(largest_R)
         share_E = _share(logit_E, largest_R[response], weights.visible)
-        total_R = graph.collective.sum(share_E.new_zeros(len(response_RD)).index_add(0, response, share_E))
-        summed_RD = graph.collective.sum(aggregate_to_responses(weights.edges, share_E, sent_UD))
-        return summed_RD / total_R.clamp(min=1e-12)[:, None]
+        total_R = share_E.new_zeros(len(response_RD)).index_add(0, response, share_E)
+        return torch.cat([aggregate_to_responses(weights.edges, share_E, sent_UD), total_R[:, None]], dim=1)
+
+    def finish_responses(self, weights: SignedWeights, sign: int, response_RD: Tensor, summed_RK: Tensor) -> Tensor:
+        """See `PreferenceLayer.finish_responses`."""
+        return summed_RK[:, :-1] / summed_RK[:, -1:].clamp(min=1e-12)
 
     def _logits(self, sign: int, receiver_ND: Tensor, receiver_E: Tensor, sent_ND: Tensor, sender_E: Tensor) -> Tensor:
         received_N = receiver_ND @ self.attention[sign, 0]

@@ -103,10 +103,8 @@ class SignedWeights:
     """(R,), over all workers."""
 
     @classmethod
-    def build(cls, edges: Edges, visible: Tensor, collective: Collective) -> SignedWeights:
-        """Degrees of the visible edges, and the weights that follow from them."""
-        user_degree, response_degree = edges.degrees(visible)
-        response_degree = collective.sum(response_degree)
+    def build(cls, edges: Edges, visible: Tensor, user_degree: Tensor, response_degree: Tensor) -> SignedWeights:
+        """The weights that follow from the degrees of the visible edges."""
         symmetric = visible * inverse_root(user_degree)[edges.user] * inverse_root(response_degree)[edges.response]
         return cls(edges, visible, symmetric, user_degree, response_degree)
 
@@ -126,12 +124,17 @@ def messages(
 ) -> Messages:
     """The message-passing view of a shard; `positive` and `negative` (C,) say which edges are visible (default: all)."""
     everything = torch.ones(len(shard), dtype=dtype, device=shard.comparison.device)
-    return Messages(
-        shard=shard,
-        positive=SignedWeights.build(shard.positive, everything if positive is None else positive, collective),
-        negative=SignedWeights.build(shard.negative, everything if negative is None else negative, collective),
-        collective=collective,
+    signs = [
+        (edges, everything if visible is None else visible)
+        for edges, visible in ((shard.positive, positive), (shard.negative, negative))
+    ]
+    degrees = [edges.degrees(visible) for edges, visible in signs]
+    response_degree_SR = collective.sum(torch.stack([of_response for _, of_response in degrees]))
+    chosen, rejected = (
+        SignedWeights.build(*sign, of_user, of_response)
+        for sign, (of_user, _), of_response in zip(signs, degrees, response_degree_SR, strict=True)
     )
+    return Messages(shard, positive=chosen, negative=rejected, collective=collective)
 
 
 def user_range(rank: int, world_size: int, num_users: int) -> tuple[int, int]:

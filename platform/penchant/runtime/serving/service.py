@@ -23,6 +23,8 @@ from penchant.store import Choice, KeyRecord, UserRecord, UserStore
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
+_MOST_UNSAVED = 64
+"""Embeddings that wait to be saved, at most."""
 
 
 class Busy(PenchantError, RuntimeError):
@@ -78,6 +80,7 @@ class Service:
 
     def __init__(self, settings: ServiceSettings, store: UserStore, scorer: Scorer, measures: Measures) -> None:
         self.settings, self.store, self.scorer, self.measures = settings, store, scorer, measures
+        self._unsaved: set[asyncio.Task[None]] = set()
 
     async def score(self, tenant: str, user: str, prompt: str, responses: Sequence[str]) -> ScoreAnswer:
         """A user's scores of responses; nobody's where the user id is empty."""
@@ -165,7 +168,21 @@ class Service:
         return tuple(TextComparison(row.prompt, row.chosen, row.rejected) for row in rows)
 
     async def _keep(self, tenant: str, user: str, version: int, bundle: str, embedding: Any) -> None:
-        await _in_thread(lambda: self.store.save_embedding(tenant, user, version=version, bundle=bundle, embedding=embedding))
+        """Has an embedding saved, and does not wait for it: it follows from what is stored, and who finds none computes it."""
+        while len(self._unsaved) >= _MOST_UNSAVED:
+            await asyncio.wait(self._unsaved, return_when=asyncio.FIRST_COMPLETED)
+
+        async def save() -> None:
+            try:
+                await _in_thread(
+                    lambda: self.store.save_embedding(tenant, user, version=version, bundle=bundle, embedding=embedding)
+                )
+            except StoreError as error:
+                log.warning("an embedding is not saved: %s", type(error).__name__)
+
+        task = asyncio.create_task(save())
+        self._unsaved.add(task)
+        task.add_done_callback(self._unsaved.discard)
 
 
 def _with_choices(known: Knowledge, choices: tuple[TextComparison, ...]) -> Knowledge:

@@ -133,15 +133,15 @@ def test_other_mistakes(data, bundle, tmp_path, in_process):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_told(data, bundle, tmp_path, in_process, monkeypatch):
-    from penchant.runtime.batch import files
+    from penchant.storage import locations
 
     def full(self, path, *args, **kwargs):
         return pa.OSFile("/dev/full", "wb")
 
-    class Full(files.LocalFileSystem):
+    class Full(locations.LocalFileSystem):
         open_output_stream = full
 
-    monkeypatch.setattr(files, "LocalFileSystem", Full)
+    monkeypatch.setattr(locations, "LocalFileSystem", Full)
     with pytest.raises(OutputError, match="disk is full"):
         score_tables(str(data), str(bundle[0]), str(tmp_path / "out"))
 
