@@ -172,7 +172,8 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, folder / "data"
-        save_planted(PlantedWorld(users=120, unseen_users=20, prompts=40, comparisons_per_user=16, seed=3), self.data)
+        if not self.data.exists():
+            save_planted(PlantedWorld(users=120, unseen_users=20, prompts=40, comparisons_per_user=16, seed=3), self.data)
         os.environ["PENCHANT_CACHE"] = str(folder / "cache")
         self.calm = Fit(self.data, folder / "calm")
         self.calm.start()
@@ -247,7 +248,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="faults whose name has this in it")
-    parser.add_argument("--folder", type=Path, help="where the runs go, and stay; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="where the runs go, and stay, for another time; by default a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(arguments.folder or Path(temporary))
