@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penchant.backbone.grouped.rows import current_slots
+from penchant.backbone.grouped.rows import current_rows
 from penchant.backbone.linear import linear_features
 from penchant.errors import BackboneError
 
@@ -44,17 +44,20 @@ class GroupedLayer(nn.Module):
 class GroupedLora(GroupedLayer):
     """`y = W x + s B_slot A_slot x`."""
 
-    def __init__(self, base_layer: nn.Module, scale: float) -> None:
+    def __init__(self, base_layer: nn.Module, scale: float, number: int) -> None:
         super().__init__(base_layer)
-        self.scale = scale
+        self.scale, self.number = scale, number
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base's output, and that of each row's own adapter."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        slot_B = current_slots()
+        rows = current_rows()
+        slot_B = rows.slot
         down_BRI = self.parts["lora_A.weight"].index_select(0, slot_B)
         up_BOR = self.parts["lora_B.weight"].index_select(0, slot_B)
         x_BTI = self._rows(x, slot_B).to(down_BRI.dtype)
+        if rows.dropout:
+            x_BTI = x_BTI * rows.kept(self.number, x_BTI)
         delta = ((x_BTI @ down_BRI.mT) @ up_BOR.mT) * self.scale
         return result + delta.reshape(result.shape).to(result.dtype)
 
@@ -64,7 +67,7 @@ class GroupedScale(GroupedLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base's output, with each row's own scale."""
-        slot_B = current_slots()
+        slot_B = current_rows().slot
         stacked = self.parts["ia3_l"]
         scale_B1W = stacked.index_select(0, slot_B).reshape(len(slot_B), 1, -1)
         if stacked.shape[1] == 1:  # PEFT keeps (1, I) for a feed-forward layer, (O, 1) otherwise
@@ -79,7 +82,7 @@ class GroupedLinear(GroupedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of each row's own layer."""
-        slot_B = current_slots()
+        slot_B = current_rows().slot
         weight_BOI = self.parts["weight"].index_select(0, slot_B)
         x_BTI = self._rows(x, slot_B)
         out_BTO = x_BTI.to(weight_BOI.dtype) @ weight_BOI.mT
@@ -89,19 +92,20 @@ class GroupedLinear(GroupedLayer):
 
 
 def grouped_layer(
-    base_layer: nn.Module, shapes: dict[str, torch.Size], *, slots: int, dtype: torch.dtype, scale: float
+    base_layer: nn.Module, shapes: dict[str, torch.Size], *, slots: int, dtype: torch.dtype, scale: float, number: int
 ) -> GroupedLayer:
     """The layer that holds the parts that PEFT would save for one adapter of `base_layer`; all slots start by changing nothing.
 
     Args:
         shapes: Of one adapter's parts, by the name that PEFT saves each by.
         scale: LoRA's alpha / r.
+        number: Of the layer among all that are adapted; dropout differs by it.
 
     Raises:
         BackboneError: It is not a layer, or not a kind of adapter, that is grouped here.
     """
     kinds: dict[frozenset[str], Any] = {
-        frozenset({"lora_A.weight", "lora_B.weight"}): lambda: GroupedLora(base_layer, scale),
+        frozenset({"lora_A.weight", "lora_B.weight"}): lambda: GroupedLora(base_layer, scale, number),
         frozenset({"ia3_l"}): lambda: GroupedScale(base_layer),
         frozenset({"weight"}): lambda: GroupedLinear(base_layer),
         frozenset({"weight", "bias"}): lambda: GroupedLinear(base_layer),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from penchant.backbone.cut import LAYERS, keep_upper
 from penchant.backbone.grouped.layers import grouped_layer
-from penchant.backbone.grouped.rows import recomputation_contexts, rows_scope
+from penchant.backbone.grouped.rows import Rows, recomputation_contexts, rows_scope
 from penchant.backbone.reading import share_weights
 from penchant.errors import ArtifactError, BackboneError
 
@@ -70,11 +70,11 @@ class GroupedModel(nn.Module):
                 path, part = _module_and_part(name)
                 modules[path][part] = name
         scale = getattr(config, "lora_alpha", 1) / getattr(config, "r", 1)
-        for path, names in modules.items():
+        for number, (path, names) in enumerate(modules.items()):
             path = _path_in_part(base, path, lowest)
             parent, _, own = path.rpartition(".")
             shapes = {part: self.shapes[name] for part, name in names.items()}
-            layer = grouped_layer(self.base.get_submodule(path), shapes, slots=slots, dtype=dtype, scale=scale)
+            layer = grouped_layer(self.base.get_submodule(path), shapes, slots=slots, dtype=dtype, scale=scale, number=number)
             setattr(self.base.get_submodule(parent), own, layer)
             self._table |= {name: layer.parts[part] for part, name in names.items()}
 
@@ -83,13 +83,14 @@ class GroupedModel(nn.Module):
         """What is fitted: by PEFT's names, each (S + 1, ...); the last slot is `nobody`."""
         return self._table
 
-    def forward(self, slot_B: Tensor, **inputs: Any) -> Any:
-        """The base's output; row b has gone through the adapter in slot `slot_B[b]`.
+    def forward(self, rows: Rows | Tensor, **inputs: Any) -> Any:
+        """The base's output; row b has gone through the adapter in the slot that `rows` (or a tensor of slots) has for it.
 
         Prompt tuning puts P tokens before the others, in the logits of a language model too.
         """
-        with rows_scope(slot_B):
-            return self.base(**self._with_prompts(slot_B, inputs))
+        rows = rows if isinstance(rows, Rows) else Rows(rows)
+        with rows_scope(rows):
+            return self.base(**self._with_prompts(rows.slot, inputs))
 
     @torch.no_grad()
     def generate(self, slot_B: Tensor, **inputs: Any) -> Tensor:
@@ -99,7 +100,7 @@ class GroupedModel(nn.Module):
         """
         copies = max(int(inputs.get("num_return_sequences", 1)), int(inputs.get("num_beams", 1)))
         inputs = self._with_prompts(slot_B, inputs)
-        with rows_scope(slot_B.repeat_interleave(copies)):
+        with rows_scope(Rows(slot_B).repeat(copies)):
             return self.base.generate(**inputs)  # type: ignore[no-any-return, operator]
 
     def _with_prompts(self, slot_B: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
