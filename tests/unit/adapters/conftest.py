@@ -78,9 +78,9 @@ def make_examples(answers, count, seed=0):
     return [Example(words(12), LABELS[int(label[at])] if answers == "label" else words(3)) for at in range(count)]
 
 
-def make_fitter(base, tokenizer, adapter=None, slots=4, cache=None, **fitting):
+def make_fitter(base, tokenizer, adapter=None, slots=4, cache=None, cut=True, **fitting):
     adapter = adapter or AdapterSettings(r=2, alpha=6)
-    lowest = lowest_adapted(base, adapter)
+    lowest = lowest_adapted(base, adapter) if cut else 0
     model = GroupedModel(base, peft_config(adapter, base, "tiny"), slots=slots, lowest=lowest)
     reader = ItemReader(base, tokenizer, max_tokens=32, lowest=lowest, cache_bytes=2**24 if cache else 0, folder=cache)
     return AdapterFitter(model, reader, FittingSettings(**({"batch_size": 3, "learning_rate": 0.02} | fitting)))
