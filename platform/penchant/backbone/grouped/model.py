@@ -54,7 +54,7 @@ class GroupedModel(nn.Module):
         self.prompt_tokens = self.shapes[_PROMPTS][0] if _PROMPTS in self.shapes else 0
         if self.prompt_tokens and lowest:
             raise BackboneError(
-                "Prompt tuning reaches down to the lowest layer.", where="adapters.layers", fix="Set it to null, or use LoRA."
+                "Prompt tuning reaches down to the lowest layer.", where="adapter.layers", fix="Set it to null, or use LoRA."
             )
         self.base = share_weights(base).requires_grad_(False).eval()
         if lowest:
@@ -178,7 +178,7 @@ def adapter_shapes(base: Any, config: PeftConfig) -> dict[str, torch.Size]:
             kinds = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
             raise BackboneError(
                 f"The base cannot be adapted there ({str(error).splitlines()[0][:160]}).",
-                where="adapters.target_modules",
+                where="adapter.target_modules",
                 fix=f"Its linear maps are called {', '.join(kinds)}.",
             ) from None
         if not isinstance(config, PromptTuningConfig):
