@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.train
 
 from penchant.adapters.bases import base_fingerprint, load_task_base, lowest_adapted, peft_config
@@ -23,6 +20,7 @@ from penchant.adapters.filling import fill, lacking
 from penchant.adapters.fitting import AdapterFitter
 from penchant.adapters.items import ItemReader
 from penchant.adapters.store import AdapterStore
+from penchant.adapters.tables import read_examples, write_examples
 from penchant.artifacts import fingerprint
 from penchant.backbone.cache import default_cache_folder
 from penchant.backbone.grouped import GroupedModel
@@ -76,42 +74,13 @@ def _store(out: Path, base: Any, settings: PersonalSettings, model: GroupedModel
     return AdapterStore.create(out / "store", fingerprint=base_fingerprint(base), config=model.config, shapes=model.shapes)
 
 
-def write_examples(path: Path, users: Mapping[str, Sequence[Example]]) -> None:
-    """Writes users' examples as Parquet: user_id, prompt, target; a user's rows together and in order."""
-    rows = [(user, example.prompt, example.target) for user, examples in users.items() for example in examples]
-    columns = zip(*rows, strict=True)
-    table = pa.table(dict(zip(("user_id", "prompt", "target"), map(pa.array, columns), strict=True)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
-
-
-def read_share(path: Path, rank: int, world_size: int) -> dict[str, list[Example]]:
-    """The examples of the users whom a worker owns.
-
-    Users are dealt by how many examples they have, so that every worker gets about as much to do; of the others' texts a worker
-    never holds more than a part.
-    """
-    counts = pq.read_table(path, columns=["user_id"])["user_id"].value_counts().to_pylist()
-    ordered = sorted((-row["counts"], row["values"]) for row in counts)
-    own = [user for _, user in ordered[rank::world_size]]
-    users: dict[str, list[Example]] = {user: [] for user in own}
-    chosen = pa.array(own, pa.string())
-    for batch in pq.ParquetFile(path).iter_batches():
-        part = batch.filter(pc.is_in(batch["user_id"], chosen)).to_pylist()
-        for row in part:
-            users[row["user_id"]].append(Example(row["prompt"], row["target"]))
-    return users
-
-
 def adapter_loop(config: dict[str, Any]) -> None:
     """What each worker runs: the users whom it owns and the store lacks."""
     device = prepare_worker(config)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     settings, out = PersonalSettings.model_validate(config["settings"]), Path(config["out"])
-    users = read_share(out / _EXAMPLES, rank, world_size)
+    users = read_examples(out / _EXAMPLES, rank=rank, world_size=world_size)
     if not users:
         return
     base, tokenizer = load_task_base(settings.base, device)
