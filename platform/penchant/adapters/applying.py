@@ -18,7 +18,7 @@ from torch import Tensor
 
 from penchant.adapters.store import AdapterStore
 from penchant.backbone.grouped import GroupedModel
-from penchant.errors import ConfigError, PenchantError
+from penchant.errors import ArtifactError, ConfigError, PenchantError
 
 How = Literal["own", "task", "damaged"]
 """Which adapter a row goes through: the user's own; none, since the user has none; or none, since the user's cannot be read."""
@@ -181,12 +181,12 @@ class AdapterPool:
             resident.loaded.set_exception(error)
 
     def _await(self, held: dict[str, _Resident]) -> dict[str, PenchantError]:
-        problems = {}
+        problems: dict[str, PenchantError] = {}
         for user, resident in held.items():
             try:
                 resident.loaded.result()
-            except PenchantError as error:
-                problems[user] = error
+            except Exception as error:
+                problems[user] = error if isinstance(error, PenchantError) else _unreadable(user, error)
                 with self._changed:
                     if self._residents.get(user) is resident:
                         self._retire(user)  # it is read again next time: it may have been mended
@@ -199,3 +199,7 @@ class AdapterPool:
                 if resident.stale and not resident.pins:
                     self._empty(resident)
             self._changed.notify_all()
+
+
+def _unreadable(user: str, error: Exception) -> ArtifactError:
+    return ArtifactError(f"The adapter of user {user!r} cannot be read ({error}).", where="store", fix="Check the store's disk.")

@@ -37,7 +37,7 @@ class SlotAdamW:
         self.first = {name: torch.zeros_like(parameter) for name, parameter in stacked.items()}
         self.second = {name: torch.zeros_like(parameter) for name, parameter in stacked.items()}
         first = next(iter(stacked.values()))
-        self.count = torch.zeros(len(first), dtype=first.dtype, device=first.device)
+        self.count = torch.zeros(len(first), dtype=torch.float64, device=first.device)
 
     @torch.no_grad()
     def reset(self, slot: int) -> None:
@@ -76,4 +76,4 @@ def rate_share(step: int, steps: int, warm_up: float) -> float:
 
 
 def _as_wide(value_A: Tensor, like: Tensor) -> Tensor:
-    return value_A.reshape(-1, *(1,) * (like.dim() - 1))
+    return value_A.to(like.dtype).reshape(-1, *(1,) * (like.dim() - 1))

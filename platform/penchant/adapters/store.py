@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -238,7 +239,7 @@ class AdapterStore:
         """Removes everything that is kept of a user; whether there was anything."""
         place, found = self.place(user), user in self
         if place.exists():
-            gone = place.with_name(f".{place.name}.deleted")
+            gone = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
             os.replace(place, gone)  # a reader sees all of it or nothing
         for rest in place.parent.glob(f".{place.name}.*"):  # and of writers that were killed
             shutil.rmtree(rest, ignore_errors=True)
