@@ -87,19 +87,19 @@ def save_planted_lamp(world: LampWorld, folder: Path) -> LampTruth:
     best: dict[str, str] = {}
     common: dict[str, str] = {}
     users = []
-    for name, rule in zip(names, rules, strict=True):
+    for number, (name, rule) in enumerate(zip(names, rules, strict=True)):
         user = _user(name, rule, task, planter, world, random)
         for query in user["query"]:
             subject = query.pop("_subject")
-            best[query["id"]] = planter.answer(rule, subject)
-            common[query["id"]] = _most_common(task, [planter.answer(other, subject) for other in rules])
+            if number < world.users:
+                best[query["id"]] = planter.answer(rule, subject)
+                common[query["id"]] = _most_common(task, [planter.answer(other, subject) for other in rules])
         users.append(user)
     parts = {"targets": users[: world.users], "others": users[world.users :]}
-    asked = {query["id"] for user in parts["targets"] for query in user["query"]}
     truth = LampTruth(
         expected=_expected(task, world.noise),
-        best={query: answer for query, answer in best.items() if query in asked},
-        unpersonalised={query: answer for query, answer in common.items() if query in asked},
+        best=best,
+        unpersonalised=common,
         rules=dict(zip(names, rules, strict=True)),
     )
     with replace_folder(folder) as draft:
