@@ -19,10 +19,16 @@ from penchant.data.lamp import Item, LampTask
 
 _COMMON = 3
 """Labels, or words, that a template names."""
+_AT_ONCE = 32
+"""Profiles written before they are kept: what an interruption can lose."""
 
 
 class Profiler(Protocol):
     """Says what a user is like."""
+
+    def prepare(self, wanted: Sequence[tuple[str, Sequence[Item]]]) -> None:
+        """Tells of profiles (user id, items) that will be asked for, so that they can be written in one go."""
+        ...
 
     def profile(self, user_id: str, items: Sequence[Item]) -> str:
         """A profile from these items, of which there is at least one, and from no other."""
@@ -45,6 +51,9 @@ class TemplateProfiler:
 
     def __init__(self, task: LampTask) -> None:
         self.prompts = PROMPTS[task.name]
+
+    def prepare(self, wanted: Sequence[tuple[str, Sequence[Item]]]) -> None:
+        """Nothing: counting is quick."""
 
     def profile(self, user_id: str, items: Sequence[Item]) -> str:
         """A profile from these items and from no other."""
@@ -91,13 +100,23 @@ class WrittenProfiler:
         Raises:
             OutputError: It cannot be kept: the disk is full or the folder may not be written.
         """
-        prompt = self.prompt(items)
-        path = self._folder_of(user_id) / f"{fingerprint([self.writer.name, prompt])[:32]}.json"
-        if path.is_file():
-            return str(read_json(path)["profile"])
-        text = " ".join(self.writer.write([prompt])[0].split())
-        write_json(path, {"profile": text})
-        return text
+        path = self._path_of(user_id, items)[0]
+        if not path.is_file():
+            self.prepare([(user_id, items)])
+        return str(read_json(path)["profile"])
+
+    def prepare(self, wanted: Sequence[tuple[str, Sequence[Item]]]) -> None:
+        """Writes those of the profiles (user id, items) that are not there; each part is kept as soon as it is written.
+
+        Raises:
+            OutputError: They cannot be kept: the disk is full or the folder may not be written.
+        """
+        prompts = dict(self._path_of(user_id, items) for user_id, items in wanted)
+        missing = [path for path in prompts if not path.is_file()]
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            for path, text in zip(part, self.writer.write([prompts[path] for path in part]), strict=True):
+                write_json(path, {"profile": " ".join(text.split())})
 
     def prompt(self, items: Sequence[Item]) -> str:
         """What the model is given."""
@@ -107,6 +126,11 @@ class WrittenProfiler:
     def forget(self, user_id: str) -> None:
         """Takes away every profile of a user's."""
         shutil.rmtree(self._folder_of(user_id), ignore_errors=True)
+
+    def _path_of(self, user_id: str, items: Sequence[Item]) -> tuple[Path, str]:
+        """Where a profile is kept, and the prompt that it is written from."""
+        prompt = self.prompt(items)
+        return self._folder_of(user_id) / f"{fingerprint([self.writer.name, prompt])[:32]}.json", prompt
 
     def _folder_of(self, user_id: str) -> Path:
         return self.folder / hashlib.sha256(user_id.encode()).hexdigest()[:32]

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.adapters.profiles import TemplateProfiler
-from penchant.adapters.retrieval import Bm25Retriever
-from penchant.adapters.tasks.building import ExampleBuilder, horizon
+from penchant.adapters.retrieval import Bm25Retriever, DenseRetriever
+from penchant.adapters.tasks.building import ExampleBuilder, horizon, make_builder
 from penchant.adapters.tasks.config import PromptSettings
 from penchant.data.lamp import TASKS, Item, LampUser, Query
 from penchant.data.lamp.planted import LampWorld, save_planted_lamp
@@ -122,6 +122,45 @@ def test_items_with_a_label_outside_the_tasks_are_not_trained_on():
 
 def test_profiles_are_of_a_power_of_two_of_items():
     assert [horizon(position) for position in (0, 1, 2, 3, 4, 7, 8, 1000)] == [0, 1, 2, 2, 4, 4, 8, 512]
+
+
+class Counter:
+    """A writer that numbers what it writes."""
+
+    name = "counter"
+
+    def __init__(self):
+        self.calls = []
+
+    def write(self, prompts):
+        self.calls.append(len(prompts))
+        return [f"profile of {prompt.count('stars:')} items" for prompt in prompts]
+
+
+def test_profiles_of_all_users_are_written_at_once(planted_tasks, tmp_path):
+    users, writer = planted_tasks["LaMP_3"].targets, Counter()
+    builder = make_builder(RATING, PromptSettings(profile="written"), writer=writer, folder=tmp_path)
+    examples = builder.personal_of(users)
+    assert writer.calls == [9], "three users, of one, two and four items each"
+    for user in users:
+        heads = [example.prompt.partition("\n")[0] for example in examples[user]]
+        assert heads[1:] == [f"profile of {count} items" for count in (1, 2, 2, 4, 4)]
+        assert heads[0].startswith("How many stars")
+    builder.queries_of(users)
+    assert writer.calls == [9, 3]
+    builder.personal_of(users)
+    assert writer.calls == [9, 3]
+
+
+def test_settings_say_what_a_builder_is_made_of(tmp_path):
+    bare = make_builder(RATING, PromptSettings())
+    assert (bare.retriever, bare.profiler) == (None, None)
+    full = make_builder(RATING, PromptSettings(retrieved=2, retriever="dense", profile="template"))
+    assert isinstance(full.retriever, DenseRetriever)
+    assert isinstance(full.profiler, TemplateProfiler)
+    assert isinstance(make_builder(RATING, PromptSettings(retrieved=1)).retriever, Bm25Retriever)
+    with pytest.raises(ConfigError, match="nobody to write"):
+        make_builder(RATING, PromptSettings(profile="written"))
 
 
 def test_what_a_variant_needs_is_asked_for_at_once():

@@ -6,14 +6,16 @@ that item, those of a query from the items before the query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from penchant.adapters.examples import Example
-from penchant.adapters.profiles import Profiler
-from penchant.adapters.retrieval import Ranking, Retriever
+from penchant.adapters.profiles import Profiler, TemplateProfiler, Writer, WrittenProfiler
+from penchant.adapters.retrieval import Bm25Retriever, DenseRetriever, Ranking, Retriever
 from penchant.adapters.tasks.config import PromptSettings
 from penchant.adapters.tasks.prompts import PROMPTS, cut
+from penchant.backbone.cache import default_cache_folder
+from penchant.backbone.features import FeatureExtractor
 from penchant.data.lamp import Item, LampTask, LampUser, Query
 from penchant.errors import ConfigError
 
@@ -53,7 +55,7 @@ class ExampleBuilder:
 
         Items whose label is none of the task's are left out.
         """
-        ranking = self._ranking(user)
+        ranking = self._ranking(user, [self._item_about(item) for item in user.items])
         examples = []
         for position, item in enumerate(user.items):
             target = item.fields[self.prompts.item_target(item)].strip()
@@ -66,7 +68,7 @@ class ExampleBuilder:
 
     def queries(self, user: LampUser) -> list[Example]:
         """The questions about a user, in the order of `user.queries`, with their answers."""
-        ranking = self._ranking(user)
+        ranking = self._ranking(user, [self._query_about(query) for query in user.queries])
         examples = []
         for query in user.queries:
             question = self.prompts.question(query, max_words=self.settings.subject_words)
@@ -76,13 +78,24 @@ class ExampleBuilder:
 
     def personal_of(self, users: Mapping[str, LampUser]) -> dict[str, list[Example]]:
         """`personal` of each user, by user id."""
-        self._prepare(users, self._item_about, lambda user: user.items)
+        about = [self._item_about(item) for user in users.values() for item in user.items]
+        self._prepare(users, about, {(user, horizon(at)) for user, held in users.items() for at in range(len(held.items))})
         return {user_id: self.personal(user) for user_id, user in users.items()}
 
     def queries_of(self, users: Mapping[str, LampUser]) -> dict[str, list[Example]]:
         """`queries` of each user, by user id: of the others, what the task adapter is fitted on."""
-        self._prepare(users, self._query_about, lambda user: user.queries)
+        about = [self._query_about(query) for user in users.values() for query in user.queries]
+        self._prepare(users, about, {(user, query.seen) for user, held in users.items() for query in held.queries})
         return {user_id: self.queries(user) for user_id, user in users.items()}
+
+    def _prepare(self, users: Mapping[str, LampUser], about: Sequence[str], profiled: set[tuple[str, int]]) -> None:
+        """Has the models behind retrieval and profiles read and write for all users at once."""
+        if self.retriever is not None and self.settings.retrieved:
+            items = [self._shown(item) for user in users.values() for item in user.items]
+            self.retriever.prepare([*items, *filter(None, about)])
+        if self.profiler is not None and self.settings.profile != "none":
+            wanted = sorted((user, count) for user, count in profiled if count)
+            self.profiler.prepare([(user, users[user].items[:count]) for user, count in wanted])
 
     def _with_past(self, user: LampUser, question: str, about: str, before: int, profiled: int, ranking: Ranking | None) -> str:
         parts = []
@@ -93,21 +106,12 @@ class ExampleBuilder:
             parts += [self._shown(user.items[position]) for position in found]
         return "\n".join([*parts, question])
 
-    def _ranking(self, user: LampUser) -> Ranking | None:
+    def _ranking(self, user: LampUser, about: Sequence[str]) -> Ranking | None:
         if self.retriever is None or not self.settings.retrieved:
             return None
-        return self.retriever.rank([self._shown(item) for item in user.items])
-
-    def _prepare(
-        self,
-        users: Mapping[str, LampUser],
-        about: Callable[[Any], str],
-        asked: Callable[[LampUser], Sequence[Item] | Sequence[Query]],
-    ) -> None:
-        """Has a dense retriever read the texts of all users at once."""
-        if self.retriever is not None and self.settings.retrieved:
-            items = [self._shown(item) for user in users.values() for item in user.items]
-            self.retriever.prepare([*items, *filter(None, (about(one) for user in users.values() for one in asked(user)))])
+        shown = [self._shown(item) for item in user.items]
+        self.retriever.prepare([*shown, *filter(None, about)])
+        return self.retriever.rank(shown)
 
     def _item_about(self, item: Item) -> str:
         return self._about(item.fields[name] for name in self.prompts.item_subject(item))
@@ -120,6 +124,40 @@ class ExampleBuilder:
 
     def _shown(self, item: Item) -> str:
         return self.prompts.shown(item, fields=self.settings.history_fields, max_words=self.settings.history_words)
+
+
+def make_builder(
+    task: LampTask,
+    settings: PromptSettings,
+    *,
+    writer: Writer | None = None,
+    encoder: FeatureExtractor | None = None,
+    folder: Path | None = None,
+) -> ExampleBuilder:
+    """The builder that the settings ask for.
+
+    Args:
+        task: One of the seven.
+        settings: What of the past a prompt shows.
+        writer: Writes profiles, where they are to be written.
+        encoder: The sentence encoder of dense retrieval; by default MiniLM.
+        folder: Where written profiles are kept; by default in the cache folder.
+
+    Raises:
+        ConfigError: Profiles are to be written and there is no writer, or a history field is none of the task's.
+        BackboneError: The sentence encoder is not there.
+    """
+    retriever: Retriever | None = None
+    if settings.retrieved:
+        retriever = Bm25Retriever() if settings.retriever == "bm25" else DenseRetriever(encoder)
+    profiler: Profiler | None = None
+    if settings.profile == "template":
+        profiler = TemplateProfiler(task)
+    elif settings.profile == "written":
+        if writer is None:
+            raise ConfigError("There is nobody to write profiles.", where="profile", fix="Give a writer, or profile=template.")
+        profiler = WrittenProfiler(task, writer, folder or default_cache_folder() / "profiles")
+    return ExampleBuilder(task, settings, retriever=retriever, profiler=profiler)
 
 
 def horizon(position: int) -> int:

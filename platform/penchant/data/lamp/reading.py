@@ -59,6 +59,9 @@ def _read(folder: Path, task: LampTask) -> tuple[LampData | None, Findings]:
         fix = "It is left out of the others, so that the task adapter has not seen it."
         findings.add("both", str(folder), message, fix, user=user, severity="warning")
         del others[user]
+    if both and not others:
+        fix = "Give users for the task adapter who are not asked about."
+        findings.add("no_others", str(folder), "every one of the others is a target, too", fix)
     if findings.failed:
         return None, findings
     return LampData(task, targets, others, tuple(findings.listed())), findings

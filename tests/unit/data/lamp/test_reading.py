@@ -102,12 +102,17 @@ def test_many_problems_are_listed_and_counted(tmp_path):
 
 def test_what_can_be_used_all_the_same_is_a_warning(tmp_path):
     targets = [user("ann", []), user("ben", queries=[]), user("cem", [item("c", text="Dim lamp.")]), user("other")]
-    data, problems = examine_lamp(write_users(tmp_path, targets), RATING)
+    data, problems = examine_lamp(write_users(tmp_path, targets, [user("other"), user("another")]), RATING)
     assert {problem.kind for problem in problems} == {"no_item", "no_query", "leak", "both"}
     assert all(problem.severity == "warning" for problem in problems)
     assert "other" in data.targets
-    assert "other" not in data.others
+    assert list(data.others) == ["another"]
     assert list(data.warnings) == problems
+
+
+def test_somebody_has_to_be_left_for_the_task_adapter(tmp_path):
+    with pytest.raises(DataError, match="every one of the others is a target, too"):
+        read_lamp(write_users(tmp_path, [user("ann")], [user("ann")]), RATING)
 
 
 def test_a_label_outside_the_tasks_is_a_warning_in_the_past_and_an_error_in_a_question(tmp_path):
