@@ -6,6 +6,7 @@ say in it either: BM25's document frequencies and lengths are those of the items
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from penchant.backbone.features import FeatureExtractor, cache_name
 
 ENCODER = BackboneSettings(pooling=("mean",), surface=False, prompt_characters=0)
 """The demo's sentence encoder: MiniLM, mean over tokens."""
+_K1, _B = 1.5, 0.75
+"""BM25's usual constants: how soon repeating a word stops to count, and how much long texts are held back."""
 
 
 class Ranking(Protocol):
@@ -86,28 +89,39 @@ class DenseRetriever:
 
 
 class _Bm25Ranking:
-    def __init__(self, documents: list[list[str]]) -> None:
-        self.documents = documents
-        self._index: tuple[int, bm25s.BM25] | None = None
+    """BM25 over any number of first items, exactly.
+
+    A library's index is of a fixed set of items: one would be built for each item of the history, in quadratic time
+    (benchmarks/bm25_before.py). Postings in order of time give the counts of any prefix at once.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[str]]) -> None:
+        length_N = np.array([len(words) for words in documents], dtype=np.float64)
+        self.length_N, self.total_N = length_N, length_N.cumsum()
+        postings: dict[str, tuple[list[int], list[int]]] = {}
+        for position, words in enumerate(documents):
+            for word, count in Counter(words).items():
+                at, counts = postings.setdefault(word, ([], []))
+                at.append(position)
+                counts.append(count)
+        self.postings = {word: (np.array(at), np.array(counts, dtype=np.float64)) for word, (at, counts) in postings.items()}
+
+    def scores(self, query: str, before: int) -> np.ndarray:
+        """How well each of the first `before` items fits: float64 (before,)."""
+        score_N = np.zeros(before)
+        for word, times in Counter(_words([query])[0]).items():
+            at, count = self.postings.get(word, (np.zeros(0, dtype=np.int64), np.zeros(0)))
+            found = int(np.searchsorted(at, before))
+            if not found:
+                continue
+            at, count = at[:found], count[:found]
+            rarity = np.log1p((before - found + 0.5) / (found + 0.5))
+            relative = self.length_N[at] * before / self.total_N[before - 1]
+            score_N[at] += times * rarity * count / (count + _K1 * (1 - _B + _B * relative))
+        return score_N
 
     def top(self, query: str, *, before: int, k: int) -> list[int]:
-        if k == 0 or before == 0:
-            return []
-        words = _words([query])[0]
-        index = self._indexed(before)
-        known = [word for word in words if word in index.vocab_dict] if index else []
-        scores = index.get_scores(known) if known and index else np.zeros(before)
-        return _best(scores, k)
-
-    def _indexed(self, before: int) -> bm25s.BM25 | None:
-        """An index of the first items; None where they have no word."""
-        if self._index is None or self._index[0] != before:
-            if not any(self.documents[:before]):
-                return None
-            index = bm25s.BM25(method="lucene")
-            index.index(self.documents[:before], show_progress=False)
-            self._index = before, index
-        return self._index[1]
+        return _best(self.scores(query, before), k) if k else []
 
 
 class _DenseRanking:

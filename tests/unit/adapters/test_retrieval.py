@@ -1,3 +1,5 @@
+import bm25s
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,21 @@ def test_bm25_finds_k_items_before_and_does_not_know_the_rest(past, future, quer
     assert found == alone.top(query, before=len(past), k=k)
     assert len(found) == len(set(found)) == min(k, len(past))
     assert all(position < len(past) for position in found)
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEXTS, st.lists(WORDS, max_size=4).map(" ".join), st.data())
+def test_bm25_is_what_a_library_says_of_the_items_before(texts, query, data):
+    before = data.draw(st.integers(1, len(texts)))
+    words, asked = (bm25s.tokenize(part, stopwords="en", return_ids=False, show_progress=False) for part in (texts, [query]))
+    expected = np.zeros(before)
+    if any(words[:before]):
+        index = bm25s.BM25(method="lucene")
+        index.index(words[:before], show_progress=False)
+        known = [word for word in asked[0] if word in index.vocab_dict]
+        if known:
+            expected = index.get_scores(known)
+    np.testing.assert_allclose(Bm25Retriever().rank(texts).scores(query, before), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_bm25_ranks_by_rare_words_and_then_by_time():
