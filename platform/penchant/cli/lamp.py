@@ -40,10 +40,10 @@ def lamp_check(folder: Annotated[Path, typer.Argument(help="A folder with one ta
             spread = f"{min(items)} to {max(items):,}, median {median(items):g}"
             table.add_row(name, f"{len(users):,}", f"{sum(items):,}", spread, f"{queries:,}")
         console.print(table)
-        users = [user for user in data.targets.values() if user.queries]
-        answers = [majority(chosen, user) for user in users]
-        if users and all(answer is not None for answer in answers):
-            golds = [query.gold for user in users for query in user.queries]
+        asked = [user for user in data.targets.values() if user.queries]
+        answers = [majority(chosen, user) for user in asked]
+        if asked and all(answer is not None for answer in answers):
+            golds = [query.gold for user in asked for query in user.queries]
             scores = score(chosen, [text for answer in answers for text in answer or ()], golds)
             console.print(f"Each target user's commonest answer scores {_told(scores)}.")
     for problem in problems:
