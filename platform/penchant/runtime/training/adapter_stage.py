@@ -26,9 +26,11 @@ from penchant.backbone.cache import default_cache_folder
 from penchant.backbone.grouped import GroupedModel
 from penchant.errors import DataError
 from penchant.runtime.training.config import WorkerSettings
-from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker, run_stage
 
+PROGRESS = "progress/adapters.jsonl"
+"""Where in the folder the learning curves are."""
 _EXAMPLES = "examples.parquet"
 
 
@@ -64,6 +66,7 @@ def fit_adapters(
             "out": str(out),
             "settings": settings.model_dump(mode="json"),
             "cache": str(default_cache_folder()),
+            "log": str(out / PROGRESS),
         }
         name = f"adapters-{fingerprint([config['settings'], sorted(missing)])[:10]}"
         run_stage(adapter_loop, config, name=name, storage=out / "checkpoints", settings=workers)
@@ -96,7 +99,7 @@ def adapter_loop(config: dict[str, Any]) -> None:
         cache_bytes=int(settings.fitting.cache_gib * 2**30 / world_size),
         folder=folder,
     )
-    log, started, total = ProgressLog(out / "progress" / "adapters.jsonl"), time.monotonic(), len(users)
+    log, started, total = open_log(config["log"]), time.monotonic(), len(users)
     already = total - len(lacking(store, settings.fitting, users))
     for number, fitted in enumerate(fill(store, AdapterFitter(model, reader, settings.fitting), users), start=1):
         rate = number / (time.monotonic() - started)
