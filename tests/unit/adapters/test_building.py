@@ -8,8 +8,6 @@ from penchant.adapters.retrieval import Bm25Retriever, DenseRetriever
 from penchant.adapters.tasks.building import ExampleBuilder, horizon, make_builder
 from penchant.adapters.tasks.config import PromptSettings
 from penchant.data.lamp import TASKS, Item, LampUser, Query
-from penchant.data.lamp.planted import LampWorld, save_planted_lamp
-from penchant.data.lamp.reading import read_lamp
 from penchant.errors import ConfigError
 
 RATING = TASKS["LaMP_3"]
@@ -33,14 +31,6 @@ def builder_of(task, settings):
 def user_of(reviews, *queries):
     items = tuple(Item(str(number), {"text": text, "score": stars}) for number, (text, stars) in enumerate(reviews))
     return LampUser("ann", items, tuple(queries))
-
-
-@pytest.fixture(scope="module")
-def planted_tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lamp")
-    for name in TASKS:
-        save_planted_lamp(LampWorld(task=name, users=3, other_users=3, items=6, queries=2, noise=0), folder / name)
-    return {name: read_lamp(folder / name, task) for name, task in TASKS.items()}
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=lambda settings: f"k{settings.retrieved}-{settings.profile}")

@@ -35,13 +35,19 @@ _EXAMPLES = "examples.parquet"
 
 
 def fit_adapters(
-    users: Mapping[str, Sequence[Example]], settings: PersonalSettings, out: Path, workers: WorkerSettings
+    users: Mapping[str, Sequence[Example]],
+    settings: PersonalSettings,
+    out: Path,
+    workers: WorkerSettings,
+    *,
+    log: Path | None = None,
 ) -> AdapterStore:
     """Fits an adapter for everybody, under Ray Train; Ray must be running. What the store in `out` has already is kept.
 
     Args:
         users: Each user's examples, oldest first.
         out: Gets `store/`, `progress/adapters.jsonl` and what the workers read; on storage that all nodes share.
+        log: Where the learning curves go instead.
 
     Raises:
         DataError: A user has no example, or one that cannot be fitted on; before a worker is started.
@@ -66,7 +72,7 @@ def fit_adapters(
             "out": str(out),
             "settings": settings.model_dump(mode="json"),
             "cache": str(default_cache_folder()),
-            "log": str(out / PROGRESS),
+            "log": str((log or out / PROGRESS).resolve()),
         }
         name = f"adapters-{fingerprint([config['settings'], sorted(missing)])[:10]}"
         run_stage(adapter_loop, config, name=name, storage=out / "checkpoints", settings=workers)
