@@ -3,8 +3,8 @@
     python benchmarks/planted_styles.py [--quick] [--task LaMP_4]
 
 Each planted user frames what a text is about with a lead and a closing of their own. A Llama (4 layers, 128 wide, a word a
-token) is trained on users of another world to write such texts in anybody's style. Then the whole of OPPU runs as
-`penchant adapters evaluate` does: task base, adapters, greedy answers through the right user's adapter, the wrong user's and none.
+token) is trained on users of another world to write such texts in anybody's style. Then the whole of OPPU runs, as in
+`penchant adapters evaluate`: task base, adapters, greedy answers through the user's adapter, the wrong user's and none.
 A style counts if both the lead and the closing are there.
 """
 
@@ -107,9 +107,8 @@ def main() -> None:
         before, _ = plant(LampWorld(task=arguments.task, noise=0, layout="oppu", seed=1, **size), folder / "before")
         builder = ExampleBuilder(before.task)
         everybody = {**before.targets, **before.others}
-        examples = [
-            example for part in (builder.queries_of(everybody), builder.personal_of(everybody)) for own in part.values() for example in own
-        ]  # fmt: skip
+        parts = [*builder.queries_of(everybody).values(), *builder.personal_of(everybody).values()]
+        examples = [example for part in parts for example in part]
         loss = train_base(examples, folder / "model", 20 if arguments.quick else 1500)
         settings = LampSettings(
             base=TaskBaseSettings(name=str(folder / "model"), answers="text", max_tokens=TOKENS),
@@ -134,13 +133,14 @@ def main() -> None:
         for name, outputs in answered.items()
     ]
     alike = sum(truth.rules[user] == truth.rules[other] for user, other in wrong.items())
+    written, right = (next(iter(texts.values()))[0] for texts in (answered["oppu"], run.golds()))
     report(
         "planted_styles",
         f"Planted styles, {arguments.task}: {results['users']} users, {results['queries']} greedy generations",
         rows,
         [
-            f"The language model's loss a token: {loss:.3f}. {alike} of {len(wrong)} wrong users have the right user's style by chance.",
-            f"One of the generations: {next(iter(answered['oppu'].values()))[0]!r}, where {next(iter(run.golds().values()))[0]!r} is right.",
+            f"Loss of the language model: {loss:.3f}. {alike} of {len(wrong)} wrong users share the user's style by chance.",
+            f"One of the generations: {written!r}; right is {right!r}.",
         ],
     )
 

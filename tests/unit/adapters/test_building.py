@@ -104,6 +104,13 @@ def test_retrieval_shows_what_fits_and_the_format_says_how():
     )
 
 
+def test_what_fits_best_stands_next_to_the_question():
+    past = [("wool itches", "1"), ("warm wool, soft wool", "4"), ("tin rusts", "2")]
+    user = user_of(past, Query("q", "", {"text": "soft wool"}, "4", 3))
+    shown = builder_of(RATING, PromptSettings(retrieved=2)).queries(user)[0].prompt.split("\n")
+    assert shown[:2] == ["review: wool itches stars: 1", "review: warm wool, soft wool stars: 4"]
+
+
 def test_items_with_a_label_outside_the_tasks_are_not_trained_on():
     films = [Item(tag, {"description": f"A {tag} film", "tag": tag}) for tag in ("western", "comedy")]
     examples = ExampleBuilder(TASKS["LaMP_2M"]).personal(LampUser("ann", tuple(films), ()))
