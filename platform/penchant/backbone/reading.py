@@ -83,7 +83,7 @@ class TextReader:
         return TextBatch({name: tensor.to(self.device) for name, tensor in tokens.items()}, lower.to(self.device), surface)
 
 
-def lowest_layer(model: nn.Module, layers: int | None) -> int:
+def lowest_layer(model: nn.Module, layers: int | None, *, where: str = "experts.layers") -> int:
     """The lowest of a base's top `layers`; 0 for all of them, where nothing is cut.
 
     Raises:
@@ -96,8 +96,8 @@ def lowest_layer(model: nn.Module, layers: int | None) -> int:
     lowest = count - layers
     if 0 < count < layers:
         raise BackboneError(
-            f"The base has no {layers} layers that could carry experts.",
-            where="experts.layers",
+            f"The base has no {layers} layers that could be adapted.",
+            where=where,
             fix=f"It has layers 0 to {count - 1}; give at most {count}, or null for all.",
         )
     if lowest != 0:

@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from penchant.cli.lamp import lamp_app
+
 data_app = typer.Typer(no_args_is_help=True, help="Check, split, import and generate data sets.")
 import_app = typer.Typer(no_args_is_help=True, help="Make a data set from other formats.")
 data_app.add_typer(import_app, name="import")
+data_app.add_typer(lamp_app, name="lamp")
 
 console = Console()
 

@@ -324,5 +324,5 @@ def test_config_that_cannot_be(values, said):
 
 
 def test_module_that_cannot_carry_experts():
-    with pytest.raises(BackboneError, match="LayerNorm cannot carry experts"):
+    with pytest.raises(BackboneError, match="LayerNorm cannot be adapted"):
         get_peft_model(bert(), MoleConfig(target_modules=["LayerNorm"], user_dim=DIM))

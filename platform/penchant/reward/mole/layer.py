@@ -15,9 +15,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
-from penchant.errors import BackboneError, TrainingError
+from penchant.backbone.linear import linear_features
+from penchant.errors import TrainingError
 from penchant.reward.mole.config import MoleConfig
 from penchant.reward.mole.routing import Gate, Route, current_routing
 
@@ -34,7 +34,7 @@ class MoleLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: MoleConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.in_features, self.out_features = _features(base_layer)
+        self.in_features, self.out_features = linear_features(base_layer)
         self.mole_config: dict[str, MoleConfig] = {}
         self.mole_A, self.mole_B = nn.ParameterDict(), nn.ParameterDict()
         self.mole_shared_A, self.mole_shared_B = nn.ParameterDict(), nn.ParameterDict()
@@ -116,16 +116,3 @@ class MoleLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "mole." + super().__repr__()
-
-
-def _features(layer: Any) -> tuple[int, int]:
-    """(in, out) of a linear layer, plain, quantised or GPT-2's."""
-    if isinstance(layer, Conv1D):
-        return layer.weight.shape[0], layer.weight.shape[1]
-    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-        return int(layer.in_features), int(layer.out_features)
-    raise BackboneError(
-        f"A {type(layer).__name__} cannot carry experts.",
-        where="target_modules",
-        fix="Name linear layers, such as query and value.",
-    )

@@ -1,0 +1,1 @@
+"""OPPU: one PEFT adapter per user over a task-adapted base."""
