@@ -85,8 +85,6 @@ class VllmSettings(Settings):
 
     adapters_uri: str
     """Where the store's `adapters` folder is, for vLLM: s3://, gs:// or abfss://, kept in step with the store."""
-    max_rank: int = Field(16, ge=1)
-    """The largest rank of an adapter."""
     max_model_len: int = Field(8192, ge=1)
     """Tokens of a prompt and its answer."""
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -107,7 +105,7 @@ class GeneratorSettings(ReplicaSettings):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the base's pass; adapters are float32."""
     template: Literal["tokenizer", "plain"] = "tokenizer"
-    """`tokenizer`: the tokenizer's own chat template, if it has one; `plain`: the messages' texts, with a blank line between them,
+    """`tokenizer`: the tokenizer's own chat template, if it has one; `plain`: the texts alone, with a blank line between them,
     as `penchant adapters fit` reads prompts."""
     on_damaged: Literal["error", "task"] = "error"
     """For a user whose adapter cannot be read: an error, or the task model, and the answer says so."""
@@ -128,6 +126,10 @@ class GeneratorSettings(ReplicaSettings):
             raise ValueError(f"adapters_in_memory must be at least rows, {self.rows}: every row may be another user's")
         if (self.backend == "vllm") != (self.vllm is not None):
             raise ValueError("backend: vllm and the settings vllm go together")
+        if self.backend == "vllm" and self.template == "plain":
+            raise ValueError("vLLM reads chats by the tokenizer's template; it has no template: plain")
+        if self.backend == "vllm" and self.on_damaged == "task":
+            raise ValueError("vLLM does not tell damaged adapters apart; it has no on_damaged: task")
         return self
 
 
@@ -143,8 +145,8 @@ class CanarySettings(Settings):
 class ServiceSettings(Settings):
     """The service."""
 
-    bundle: str
-    """The bundle's folder, or a URI of one (s3://bucket/path)."""
+    bundle: str | None = None
+    """The bundle's folder, or a URI of one (s3://bucket/path). `null`: nothing is scored."""
     canary: CanarySettings | None = None
     """Another bundle for some of the users."""
     store: str = Field(default_factory=default_store)
@@ -162,3 +164,11 @@ class ServiceSettings(Settings):
     """What a request may ask for."""
     playground: bool = True
     """Whether the page at / is served."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> ServiceSettings:
+        if self.bundle is None and self.generator is None:
+            raise ValueError("there is nothing to serve: give a bundle, or generator.base and generator.adapters")
+        if self.bundle is None and self.canary is not None:
+            raise ValueError("a canary needs a bundle that the other users have")
+        return self

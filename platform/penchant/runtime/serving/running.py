@@ -83,8 +83,9 @@ def _logical_cpus(settings: ServiceSettings) -> int:
 
     Enough for all replicas twice: a new bundle's are up before the old one's stop.
     """
-    scorer = settings.scorer
-    wanted = 2 * (2 * max(scorer.min_replicas, scorer.max_replicas) * scorer.num_cpus + settings.api_replicas)
+    several = [settings.scorer, *([settings.generator] if settings.generator is not None else [])]
+    models = sum(max(each.min_replicas, each.max_replicas) * each.num_cpus for each in several)
+    wanted = 2 * (2 * models + settings.api_replicas)
     return max(os.cpu_count() or 1, math.ceil(wanted))
 
 
