@@ -246,9 +246,7 @@ def flatness(base, tokenizer, rounds: int, adapters: int, folder: Path) -> None:
         "grouped_adapters_flatness",
         f"A pass of {ROWS} rows of {inputs['input_ids'].shape[1]} tokens, MiniLM, LoRA on query and value of all layers",
         rows,
-        [
-            f"{ROWS} users of {adapters} adapters: {factor(found, many, one):.3f} of one user's rows a second (0.9 is asked)."
-        ],
+        [f"{ROWS} users of {adapters} adapters: {factor(found, many, one):.3f} of one user's rows a second (0.9 is asked)."],
     )
     pool.close()
 

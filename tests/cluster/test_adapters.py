@@ -84,3 +84,75 @@ def test_workers_share_the_users_and_survive_a_kill(tiny_backbone, planted, tmp_
             continue  # in float32, hundreds of steps of Adam make much of what rounding made of other rows in the batch
         for name, value in store.get(user).items():
             torch.testing.assert_close(value, alone.tensors[name], rtol=0, atol=1e-3, msg=f"{user} {name}")
+
+
+@pytest.fixture(scope="module")
+def review_base(tmp_path_factory):
+    """A planted rating task in OPPU's layout, and a tiny encoder of random weights that knows its words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from penchant.data.lamp import find_task
+    from penchant.data.lamp.planted import LampWorld, save_planted_lamp
+    from penchant.data.lamp.reading import read_lamp
+
+    folder = tmp_path_factory.mktemp("reviews")
+    world = LampWorld(task="3", users=6, other_users=10, items=24, queries=4, noise=0, layout="oppu")
+    save_planted_lamp(world, folder / "lamp")
+    data = read_lamp(folder / "lamp", find_task("3"))
+    words = sorted({word for user in data.others.values() for item in user.items for word in item.fields["text"].split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate([*special, *words])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    torch.manual_seed(0)
+    size = {"vocab_size": len(words) + 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(**size, intermediate_size=64, max_position_embeddings=80)).save_pretrained(folder / "base")
+    fast.save_pretrained(folder / "base")
+    return folder / "lamp", folder / "base"
+
+
+@pytest.mark.cluster
+def test_from_lamp_files_to_a_table(review_base, tmp_path):
+    import ray
+    from typer.testing import CliRunner
+
+    from penchant.artifacts import read_json
+    from penchant.cli import app
+    from penchant.errors import OutputError
+
+    lamp, base = review_base
+    out = tmp_path / "run"
+
+    def run(*arguments):
+        overrides = [f"base.name={base}", "base.max_tokens=64", "adapter.r=2", "fitting.epochs=15", "fitting.learning_rate=0.01"]
+        files = ["--lamp", str(lamp), "--task", "3", "--out", str(out)]
+        command = ["adapters", *arguments, *files, *overrides, "task.fitting.learning_rate=0.01"]
+        result = CliRunner().invoke(app, command, env={"COLUMNS": "200"}, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    try:
+        assert "6 users have an adapter" in run("fit")
+        made = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+        table = run("evaluate", "--rows", "rag-1,oppu")
+        assert {path: path.stat().st_mtime_ns for path in made} == made, "what was there is used"
+        with pytest.raises(OutputError, match="with other settings"):
+            run("evaluate", "--rows", "oppu", "task.fitting.epochs=1")
+    finally:
+        ray.shutdown()
+    assert "oppu, wrong user" in table
+    rows = read_json(out / "evaluation.json")["groups"]["all users"]["rows"]
+    assert list(rows) == ["commonest answer", "mean stars", "base", "rag-1", "oppu", "oppu, wrong user"]
+    mae = {name: cells["mae"]["value"] for name, cells in rows.items()}
+    # Planted users differ by up to two stars for the same text.
+    assert mae["oppu"] < min(mae["base"], mae["oppu, wrong user"])
+    assert (out / "evaluation.html").is_file()
+    assert (out / "bm25-1" / "base" / "config.json").is_file()
+    assert not (out / "bm25-1" / "lora").exists(), "no row wants adapters there"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from penchant.adapters.tasks.config import PromptSettings
 from penchant.config import Settings
 
 
@@ -93,3 +94,42 @@ class PersonalSettings(Settings):
     """Each user's adapter."""
     fitting: FittingSettings = FittingSettings()
     """How it is fitted."""
+
+
+class TaskStageSettings(Settings):
+    """The task adapter: one for everybody, fitted on the other users and merged into the base."""
+
+    adapter: AdapterSettings = AdapterSettings()
+    """What it is."""
+    fitting: FittingSettings = FittingSettings()
+    """How it is fitted."""
+    examples: Literal["queries", "all"] = "queries"
+    """What of the other users it is fitted on: their queries, as in the paper, or the items of their histories, too."""
+
+
+class AnswerSettings(Settings):
+    """How queries are answered and judged."""
+
+    rows_at_once: int = Field(64, ge=1)
+    """Queries in a batch."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Tokens that are written to a query at most; greedily."""
+    held_out: float = Field(0.2, gt=0, lt=1)
+    """With `--on history`: the share of each history, its latest items, that is asked about instead of the queries."""
+    buckets: int = Field(4, ge=2)
+    """The activity study's groups of users, by the length of their histories."""
+    resamples: int = Field(1000, ge=10)
+    """Draws of the bootstrap over users."""
+    seed: int = Field(0, ge=0)
+    """Fixes the draws, and who is whose wrong user."""
+
+
+class LampSettings(PersonalSettings):
+    """Everything that a run over LaMP's files needs."""
+
+    task: TaskStageSettings = TaskStageSettings()
+    """The task stage."""
+    prompts: PromptSettings = PromptSettings()
+    """What of the past a prompt shows."""
+    answers: AnswerSettings = AnswerSettings()
+    """Answering and judging."""

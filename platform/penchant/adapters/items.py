@@ -81,15 +81,14 @@ class ItemReader:
                 raise DataError("The target is empty.", where=where, fix="Leave the example out.")
 
     def prompt(self, text: str, room: int) -> list[int]:
-        """Tokens of a prompt, at most `room`: for a label its end is cut, for a text its start, far from the target."""
-        if self.labels is not None:
-            return self.tokenizer(text, truncation=True, max_length=room)["input_ids"]  # type: ignore[no-any-return]
+        """Tokens of a prompt, at most `room`: what is over goes from its start, far from the question and the answer."""
         tokens: list[int] = self.tokenizer(text)["input_ids"]
-        while tokens and tokens[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
-            tokens = tokens[:-1]  # the prompt goes on
+        if self.labels is None:
+            while tokens and tokens[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+                tokens = tokens[:-1]  # the prompt goes on
         if len(tokens) <= room:
             return tokens
-        first = tokens[:1] if tokens[0] == self.tokenizer.bos_token_id else []
+        first = tokens[:1] if tokens[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         return first + tokens[len(tokens) - room + len(first) :]
 
     def items(self, examples: Sequence[Example]) -> list[Item]:

@@ -22,7 +22,8 @@ from penchant.artifacts import replace_folder
 from penchant.backbone.grouped import GroupedModel
 from penchant.errors import ConfigError
 
-_EVERYBODY = "everybody"
+EVERYBODY = "everybody"
+"""Whose adapter the task adapter is, and whose examples it is fitted on."""
 
 
 def fit_task_base(
@@ -55,7 +56,7 @@ def fit_task_base(
         cache_bytes=int(settings.fitting.cache_gib * 2**30),
     )
     fitter = AdapterFitter(GroupedModel(base, config, slots=1, lowest=lowest), reader, settings.fitting)
-    (fitted,) = fitter.fit({_EVERYBODY: examples})
+    (fitted,) = fitter.fit({EVERYBODY: examples})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT asks transformers by old names
         adapted = get_peft_model(base, copy.deepcopy(config))

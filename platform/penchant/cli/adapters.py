@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from penchant.cli.adapter_studies import (
+    AddressOption,
+    ConfigOption,
+    OverrideArguments,
+    WorkersOption,
+    adapters_evaluate,
+    adapters_study,
+)
 from penchant.errors import ArtifactError, ConfigError
 
+if TYPE_CHECKING:
+    from penchant.adapters.config import LampSettings
+    from penchant.adapters.store import AdapterStore
+    from penchant.runtime.training.config import WorkerSettings
+
 adapters_app = typer.Typer(no_args_is_help=True, help="Personal adapters (OPPU): fit them, and look after the store.")
+adapters_app.command("evaluate")(adapters_evaluate)
+adapters_app.command("study")(adapters_study)
 console = Console()
 
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the adapters' store.", show_default=False)]
@@ -25,38 +40,73 @@ KeyOption = Annotated[
 @adapters_app.command("fit")
 def adapters_fit(
     examples: Annotated[
-        Path, typer.Option("--examples", help="Parquet: user_id, prompt, target; a user's oldest first.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Gets store/ and the learning curves.")] = Path("runs/adapters"),
-    config: Annotated[Path | None, typer.Option("--config", help="YAML of settings.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as fitting.epochs=5.", show_default=False)
+        Path | None,
+        typer.Option("--examples", help="Parquet: user_id, prompt, target; a user's oldest first.", show_default=False),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Workers; by default one for each GPU, or one with all cores.", min=1)
+    lamp: Annotated[
+        Path | None, typer.Option("--lamp", help="Or a folder with one LaMP task's files; then --task too.", show_default=False)
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster to join, such as `auto`.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="LaMP's name or OPPU's: LaMP_3, product_rating.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Gets store/ and the learning curves; with --lamp, the task base too.")
+    ] = Path("runs/adapters"),
+    config: ConfigOption = None,
+    overrides: OverrideArguments = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Fit an adapter for every user, many at once. Run it again to go on with users who are not done.
 
-    Example:
+    From a table of examples over a base that is there, or from LaMP's files: then a task base is fitted on the other users first.
+
+    Examples:
 
         penchant adapters fit --examples examples.parquet base.name=runs/task-base adapter.layers=2
+
+        penchant adapters fit --lamp my-films --task movie_tagging --out runs/films prompts.retrieved=1
     """
-    from penchant.adapters.config import PersonalSettings
-    from penchant.adapters.tables import read_examples
+    from penchant.adapters.config import LampSettings, PersonalSettings
     from penchant.config import load_settings
-    from penchant.runtime.cluster import start_ray
-    from penchant.runtime.training.adapter_stage import fit_adapters
     from penchant.runtime.training.config import WorkerSettings
     from penchant.runtime.training.progress import ProgressLog, show_progress
 
-    settings = load_settings(PersonalSettings, config, overrides or ())
-    users = read_examples(examples)
+    if (examples is None) == (lamp is None) or (lamp is None) != (task is None):
+        raise ConfigError(
+            "Give either --examples, or --lamp and --task.", where="command line", fix="See penchant adapters fit --help."
+        )
+    group = WorkerSettings(num_workers=workers)
+    if lamp is not None and task is not None:
+        store = _fit_lamp(lamp, task, load_settings(LampSettings, config, overrides or ()), out, group, address)
+    else:
+        from penchant.adapters.tables import read_examples
+        from penchant.runtime.cluster import start_ray
+        from penchant.runtime.training.adapter_stage import PROGRESS, fit_adapters
+
+        assert examples is not None
+        settings, users = load_settings(PersonalSettings, config, overrides or ()), read_examples(examples)
+        start_ray(address)
+        with show_progress(console, "Adapters", ProgressLog(out / PROGRESS)):
+            store = fit_adapters(users, settings, out, group)
+    console.print(f"{sum(1 for _ in store.users()):,} users have an adapter in {store.folder}.", soft_wrap=True)
+
+
+def _fit_lamp(
+    lamp: Path, task: str, settings: LampSettings, out: Path, workers: WorkerSettings, address: str | None
+) -> AdapterStore:
+    from penchant.adapters.variants import Variant
+    from penchant.data.lamp import find_task
+    from penchant.data.lamp.reading import read_lamp
+    from penchant.runtime.cluster import start_ray
+    from penchant.runtime.training.lamp_run import LampRun
+    from penchant.runtime.training.progress import ProgressLog, show_progress
+
+    data = read_lamp(lamp, find_task(task))
+    console.print(data)
+    row = Variant(name="oppu", prompts=settings.prompts, adapter=settings.adapter)
+    run = LampRun(data, settings, [row], out, workers)
     start_ray(address)
-    with show_progress(console, "Adapters", ProgressLog(out / "progress" / "adapters.jsonl")):
-        store = fit_adapters(users, settings, out, WorkerSettings(num_workers=workers))
-    console.print(f"{len(users):,} users have an adapter in {store.folder}.", soft_wrap=True)
+    with show_progress(console, "Adapters", ProgressLog(run.log)):
+        return run.fit()[row.name]
 
 
 @adapters_app.command("list")

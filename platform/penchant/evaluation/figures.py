@@ -28,7 +28,7 @@ def accuracy_bars(metrics: dict[str, Any]) -> go.Figure | None:
     accuracy = metrics.get("accuracy")
     if not accuracy:
         return None
-    figure = _figure("Share of held-out choices ranked right")
+    figure = plain_figure("Share of held-out choices ranked right")
     for method, cohorts in accuracy.items():
         cells = [(f"{cohort}, {kind}", cell) for cohort, kinds in cohorts.items() for kind, cell in kinds.items()]
         values = np.array([cell["value"] for _, cell in cells])
@@ -60,7 +60,7 @@ def accuracy_bars(metrics: dict[str, Any]) -> go.Figure | None:
 
 def user_map(points: MapPoints) -> go.Figure:
     """Users on the two main directions of their embeddings."""
-    figure = _figure("")
+    figure = plain_figure("")
     names = sorted(set(points.group)) if points.group else ["users"]
     group = np.array(points.group) if points.group else np.full(len(points.x), "users")
     for number, name in enumerate(names):
@@ -91,7 +91,7 @@ def onboarding_curve(metrics: dict[str, Any]) -> go.Figure | None:
     points = metrics.get("onboarding", {}).get("curve")
     if not points:
         return None
-    figure = _figure("Share of held-out choices ranked right")
+    figure = plain_figure("Share of held-out choices ranked right")
     at = [str(point["comparisons"]) for point in points]
     values = np.array([point["value"] for point in points])
     figure.add_scatter(
@@ -127,7 +127,7 @@ def question_curves(metrics: dict[str, Any]) -> go.Figure | None:
     questions = metrics.get("questions")
     if not questions:
         return None
-    figure = _figure("Share of held-out choices ranked right")
+    figure = plain_figure("Share of held-out choices ranked right")
     at = [point["answers"] for point in questions["points"]]
     for way, name, colour, band in (
         ("chosen", "Well-chosen questions", _COLOURS["personalised"], "rgba(47,111,222,0.15)"),
@@ -161,7 +161,7 @@ def graph_curves(metrics: dict[str, Any]) -> go.Figure | None:
     history = [record for record in metrics.get("graph", {}).get("history", []) if "candidate" in record]
     if not history:
         return None
-    figure = _figure("Validation accuracy")
+    figure = plain_figure("Validation accuracy")
     names = list(dict.fromkeys(record["candidate"] for record in history))
     for number, name in enumerate(names):
         records = [record for record in history if record["candidate"] == name]
@@ -181,7 +181,7 @@ def reward_curves(metrics: dict[str, Any]) -> go.Figure | None:
     history = [record for record in metrics.get("reward", {}).get("history", []) if "valid_accuracy" in record]
     if not history:
         return None
-    figure = _figure("Validation accuracy")
+    figure = plain_figure("Validation accuracy")
     for method in history[-1]["valid_accuracy"]:
         figure.add_scatter(
             x=[record["step"] for record in history],
@@ -199,7 +199,7 @@ def expert_curves(metrics: dict[str, Any]) -> go.Figure | None:
     history = [record for record in metrics.get("experts", {}).get("history", []) if "loss" in record]
     if not history:
         return None
-    figure = _figure("Bradley–Terry loss")
+    figure = plain_figure("Bradley–Terry loss")
     for method in history[-1]["loss"]:
         figure.add_scatter(
             x=[record["step"] for record in history],
@@ -218,7 +218,7 @@ def expert_map(metrics: dict[str, Any]) -> go.Figure | None:
         return None
     rows = {f"{cohort} users": load for cohort, load in experts["load"].items()}
     rows |= {f"group {name}": load for name, load in experts["by_group"].items()}
-    figure = _figure("")
+    figure = plain_figure("")
     figure.add_heatmap(
         z=list(rows.values()),
         x=[f"expert {number}" for number in range(len(experts["load"]["seen"]))],
@@ -240,7 +240,7 @@ def reliability(metrics: dict[str, Any]) -> go.Figure | None:
     calibration = metrics.get("calibration")
     if not calibration:
         return None
-    figure = _figure("Share ranked right")
+    figure = plain_figure("Share ranked right")
     figure.add_scatter(x=[0.5, 1], y=[0.5, 1], mode="lines", name="perfect", line={"dash": "dot", "color": "#8a8f98"})
     for method, cohorts in calibration.items():
         bins = (cohorts.get("seen") or cohorts.get("unseen"))["bins"]
@@ -255,7 +255,8 @@ def reliability(metrics: dict[str, Any]) -> go.Figure | None:
     return figure.update_yaxes(tickformat=".0%")
 
 
-def _figure(y_title: str) -> go.Figure:
+def plain_figure(y_title: str) -> go.Figure:
+    """An empty figure in the reports' looks."""
     grid = "rgba(128,128,128,0.25)"
     figure = go.Figure()
     figure.update_layout(

@@ -16,6 +16,9 @@ from penchant.adapters.examples import Example
 from penchant.adapters.fitting import AdapterFitter
 from penchant.adapters.items import ItemReader
 from penchant.backbone.grouped import GroupedModel
+from penchant.data.lamp import TASKS
+from penchant.data.lamp.planted import LampWorld, save_planted_lamp
+from penchant.data.lamp.reading import read_lamp
 
 WORDS = ["red", "green", "blue", "round", "square", "flat", "small", "large", "old", "new", "wet", "dry"]
 LABELS = ["low", "middle", "high"]
@@ -101,3 +104,12 @@ def tiny():
     """What the tests of adapters make tiny things with."""
     helpers = (make_base, make_examples, make_fitter, fit, assert_same)
     return SimpleNamespace(**{helper.__name__: helper for helper in helpers})
+
+
+@pytest.fixture(scope="session")
+def planted_tasks(tmp_path_factory):
+    """Every task, planted: three users each, without noise."""
+    folder = tmp_path_factory.mktemp("lamp")
+    for name in TASKS:
+        save_planted_lamp(LampWorld(task=name, users=3, other_users=3, items=6, queries=2, noise=0), folder / name)
+    return {name: read_lamp(folder / name, task) for name, task in TASKS.items()}

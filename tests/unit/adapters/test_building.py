@@ -8,8 +8,6 @@ from penchant.adapters.retrieval import Bm25Retriever, DenseRetriever
 from penchant.adapters.tasks.building import ExampleBuilder, horizon, make_builder
 from penchant.adapters.tasks.config import PromptSettings
 from penchant.data.lamp import TASKS, Item, LampUser, Query
-from penchant.data.lamp.planted import LampWorld, save_planted_lamp
-from penchant.data.lamp.reading import read_lamp
 from penchant.errors import ConfigError
 
 RATING = TASKS["LaMP_3"]
@@ -33,14 +31,6 @@ def builder_of(task, settings):
 def user_of(reviews, *queries):
     items = tuple(Item(str(number), {"text": text, "score": stars}) for number, (text, stars) in enumerate(reviews))
     return LampUser("ann", items, tuple(queries))
-
-
-@pytest.fixture(scope="module")
-def planted_tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lamp")
-    for name in TASKS:
-        save_planted_lamp(LampWorld(task=name, users=3, other_users=3, items=6, queries=2, noise=0), folder / name)
-    return {name: read_lamp(folder / name, task) for name, task in TASKS.items()}
 
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=lambda settings: f"k{settings.retrieved}-{settings.profile}")
@@ -112,6 +102,13 @@ def test_retrieval_shows_what_fits_and_the_format_says_how():
     assert (
         builder_of(RATING, PromptSettings(retrieved=1, history_fields=("score",))).queries(user)[0].prompt.startswith("stars: ")
     )
+
+
+def test_what_fits_best_stands_next_to_the_question():
+    past = [("wool itches", "1"), ("warm wool, soft wool", "4"), ("tin rusts", "2")]
+    user = user_of(past, Query("q", "", {"text": "soft wool"}, "4", 3))
+    shown = builder_of(RATING, PromptSettings(retrieved=2)).queries(user)[0].prompt.split("\n")
+    assert shown[:2] == ["review: wool itches stars: 1", "review: warm wool, soft wool stars: 4"]
 
 
 def test_items_with_a_label_outside_the_tasks_are_not_trained_on():

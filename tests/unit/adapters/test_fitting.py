@@ -184,6 +184,15 @@ def test_long_examples_keep_their_target(tiny, text_base):
     assert item.tokens[-4:-1] == (ids("blue"), ids("wet"), ids("dry"))
 
 
+def test_long_questions_keep_their_end_for_a_label_too(tiny, label_base):
+    reader = tiny.make_fitter(*label_base).reader
+    (item,) = reader.items([Example("red " * 100 + "blue", "low")])
+    special = reader.tokenizer
+    assert len(item.tokens) == 32
+    assert item.tokens[0] == special.cls_token_id
+    assert item.tokens[-2:] == (special.convert_tokens_to_ids("blue"), special.sep_token_id)
+
+
 def test_bad_examples_are_refused_before_anything_is_computed(tiny, label_base, text_base):
     good = tiny.make_examples("label", 3)
     with pytest.raises(DataError, match=r"user 'b', example 1.*'purple' is no label.*low, middle, high"):

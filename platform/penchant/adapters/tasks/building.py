@@ -103,7 +103,8 @@ class ExampleBuilder:
             parts.append(self.profiler.profile(user.user_id, user.items[:profiled]))
         if ranking is not None and about:
             found = ranking.top(about, before=before, k=self.settings.retrieved)
-            parts += [self._shown(user.items[position]) for position in found]
+            # The best stands next to the question: what does not fit a model's window is cut from the start.
+            parts += [self._shown(user.items[position]) for position in reversed(found)]
         return "\n".join([*parts, question])
 
     def _ranking(self, user: LampUser, about: Sequence[str]) -> Ranking | None:

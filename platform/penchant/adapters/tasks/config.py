@@ -24,3 +24,11 @@ class PromptSettings(Settings):
     """Words of each field of a past item that are shown."""
     subject_words: int = Field(768, ge=1)
     """Words of each field of what is asked about."""
+
+    @property
+    def name(self) -> str:
+        """What tells this variant from the others, short enough for a folder or a table."""
+        parts = [f"{self.retriever}-{self.retrieved}"] if self.retrieved else []
+        parts += [self.profile] if self.profile != "none" else []
+        parts += ["+".join(self.history_fields)] if parts and self.history_fields else []
+        return "-".join(parts) or "plain"

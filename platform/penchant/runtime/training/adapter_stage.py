@@ -26,20 +26,28 @@ from penchant.backbone.cache import default_cache_folder
 from penchant.backbone.grouped import GroupedModel
 from penchant.errors import DataError
 from penchant.runtime.training.config import WorkerSettings
-from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker, run_stage
 
+PROGRESS = "progress/adapters.jsonl"
+"""Where in the folder the learning curves are."""
 _EXAMPLES = "examples.parquet"
 
 
 def fit_adapters(
-    users: Mapping[str, Sequence[Example]], settings: PersonalSettings, out: Path, workers: WorkerSettings
+    users: Mapping[str, Sequence[Example]],
+    settings: PersonalSettings,
+    out: Path,
+    workers: WorkerSettings,
+    *,
+    log: Path | None = None,
 ) -> AdapterStore:
     """Fits an adapter for everybody, under Ray Train; Ray must be running. What the store in `out` has already is kept.
 
     Args:
         users: Each user's examples, oldest first.
         out: Gets `store/`, `progress/adapters.jsonl` and what the workers read; on storage that all nodes share.
+        log: Where the learning curves go instead.
 
     Raises:
         DataError: A user has no example, or one that cannot be fitted on; before a worker is started.
@@ -64,6 +72,7 @@ def fit_adapters(
             "out": str(out),
             "settings": settings.model_dump(mode="json"),
             "cache": str(default_cache_folder()),
+            "log": str((log or out / PROGRESS).resolve()),
         }
         name = f"adapters-{fingerprint([config['settings'], sorted(missing)])[:10]}"
         run_stage(adapter_loop, config, name=name, storage=out / "checkpoints", settings=workers)
@@ -96,7 +105,7 @@ def adapter_loop(config: dict[str, Any]) -> None:
         cache_bytes=int(settings.fitting.cache_gib * 2**30 / world_size),
         folder=folder,
     )
-    log, started, total = ProgressLog(out / "progress" / "adapters.jsonl"), time.monotonic(), len(users)
+    log, started, total = open_log(config["log"]), time.monotonic(), len(users)
     already = total - len(lacking(store, settings.fitting, users))
     for number, fitted in enumerate(fill(store, AdapterFitter(model, reader, settings.fitting), users), start=1):
         rate = number / (time.monotonic() - started)
