@@ -171,14 +171,14 @@ def sample(logits_BV: Tensor, rows: Sequence[Row]) -> Tensor:
 
     temperature_B1 = column([row.temperature or 1.0 for row in rows])
     probability_BV = (logits_BV.double() / temperature_B1).softmax(1)
-    order_BV = None
     if any(row.top_p < 1 for row in rows):
-        probability_BV, order_BV = probability_BV.sort(1, descending=True, stable=True)
-        before_BV = probability_BV.cumsum(1) - probability_BV
-        probability_BV = probability_BV.masked_fill(before_BV >= column([row.top_p for row in rows]), 0.0)
+        # Words stay in their own order, so that the same number draws the same word whatever the others' top_p is.
+        top_p_B1 = column([row.top_p for row in rows])
+        sorted_BV, order_BV = probability_BV.sort(dim=1, descending=True, stable=True)
+        over_BV = (sorted_BV.cumsum(1) - sorted_BV >= top_p_B1) & (top_p_B1 < 1)
+        probability_BV = probability_BV.masked_fill(torch.zeros_like(over_BV).scatter(1, order_BV, over_BV), 0.0)
     sum_BV = probability_BV.cumsum(1)
     drawn_B1 = column([row.random.random() if row.temperature else 0.0 for row in rows])
-    place_B = (sum_BV <= drawn_B1 * sum_BV[:, -1:]).sum(1).clamp(max=logits_BV.shape[1] - 1)
-    word_B = place_B if order_BV is None else order_BV.gather(1, place_B[:, None])[:, 0]
+    word_B = (sum_BV <= drawn_B1 * sum_BV[:, -1:]).sum(1).clamp(max=logits_BV.shape[1] - 1)
     greedy_B = torch.tensor([row.temperature == 0 for row in rows], device=logits_BV.device)
     return torch.where(greedy_B, logits_BV.argmax(1), word_B)

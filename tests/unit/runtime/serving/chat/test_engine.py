@@ -31,6 +31,17 @@ async def ask(engine, *request, **settings):
     return events[0], [texts[index] for index in sorted(texts)], events[-1]
 
 
+async def all_given_back(engine):
+    """Returns once nothing of any request is left in the loop, the room and the pool."""
+    async with asyncio.timeout(20):
+        while (
+            engine._room.free < engine.settings.rows
+            or engine._loop._decoder.rows
+            or any(resident.pins for resident in engine.pool._residents.values())
+        ):
+            await asyncio.sleep(0.001)
+
+
 @pytest.fixture
 def run(make_writer, tmp_path):
     """Runs `work(engine)` over an engine of its own."""
@@ -117,8 +128,7 @@ def test_more_requests_than_rows_are_all_answered_and_adapters_stay_bounded(run)
         assert max(ended.rows for *_, ended in several) <= 2
         assert len(engine.pool) <= 2
         assert sum(ended.evictions for *_, ended in several) > 0
-        assert engine._room.free == 2
-        assert not any(resident.pins for resident in engine.pool._residents.values())
+        await all_given_back(engine)
 
     run(work, rows=2, adapters_in_memory=2)
 
@@ -179,12 +189,7 @@ def test_a_client_that_goes_away_takes_its_rows_along(run):
                 async for some in events:
                     if any(isinstance(event, Piece) for event in some):
                         break
-        for _ in range(200):
-            if not engine._loop._decoder.rows and engine._room.free == 4:
-                break
-            await asyncio.sleep(0.01)
-        assert engine._room.free == 4
-        assert not any(resident.pins for resident in engine.pool._residents.values())
+        await all_given_back(engine)
         assert (await ask(engine, "ann"))[0].how == "own"
 
     run(work, rows=4)
@@ -206,9 +211,7 @@ def test_a_request_that_is_cancelled_while_its_adapter_is_read_leaves_nothing_be
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         done.set()
-        while any(resident.pins for resident in engine.pool._residents.values()):
-            await asyncio.sleep(0.001)
-        assert engine._room.free == engine.settings.rows
+        await all_given_back(engine)
 
     run(work)
 
@@ -227,7 +230,7 @@ def test_a_damaged_adapter_is_an_error_for_its_user_alone(run):
         assert "ann" not in answers[0].what
         assert answers[1][1] == expected
         assert answers[2][0].how == "task"
-        assert engine._room.free == engine.settings.rows
+        await all_given_back(engine)
 
     run(work)
 
@@ -280,7 +283,7 @@ def test_a_pass_that_fails_is_the_trouble_of_those_in_it_and_the_next_go_on(run)
         assert [type(each) for each in failed] == [TypeError, TypeError]
         engine.pool.model.forward = forward
         assert (await ask(engine, "ann"))[1] == expected[1]
-        assert engine._room.free == engine.settings.rows
+        await all_given_back(engine)
         engine.check_alive()
 
     run(work)
@@ -292,7 +295,7 @@ def test_what_does_not_fit_is_refused_before_it_takes_room(run):
             await ask(engine, "ann", "the " * 11)
         with pytest.raises(DataError, match="exceed the model's 512"):
             await ask(engine, "ann", "the", max_tokens=600)
-        assert engine._room.free == engine.settings.rows
+        await all_given_back(engine)
 
     run(work, limits=LimitSettings(prompt_tokens=8))
 

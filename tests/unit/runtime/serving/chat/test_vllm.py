@@ -8,7 +8,7 @@ import sys
 import types
 
 import pytest
-from ray.serve.llm import LLMConfig
+from ray.llm._internal.serve.core.configs.llm_config import LLMConfig  # ray.serve.llm has it, too, where vLLM is installed
 
 from penchant.adapters.store import AdapterStore
 from penchant.errors import ConfigError
