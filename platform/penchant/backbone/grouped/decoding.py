@@ -91,7 +91,7 @@ class Decoder:
         mask = self._mask_BT[index]
         first = int(mask.any(0).long().argmax()) if kept else mask.shape[1]
         self._mask_BT = mask[:, first:]
-        layers = [(layer.keys[index, :, first:], layer.values[index, :, first:]) for layer in self._cache.layers] if kept else []
+        layers = [(keys[index, :, first:], values[index, :, first:]) for keys, values in _layers(self._cache)] if kept else []
         self._cache = _cache_of(layers)
 
     def _readable_together(self, rows: Sequence[Row]) -> list[Sequence[Row]]:
@@ -137,24 +137,28 @@ class Decoder:
 
     def _join(self, cache: DynamicCache, mask: Tensor, of_row: Tensor) -> None:
         """Puts rows below those that are there; whichever are shorter are filled up on the left."""
-        new = [(layer.keys[of_row], layer.values[of_row]) for layer in cache.layers]
+        new = [(keys[of_row], values[of_row]) for keys, values in _layers(cache)]
         if self.rows:
             columns = max(mask.shape[1], self._mask_BT.shape[1])
-            old = [(layer.keys, layer.values) for layer in self._cache.layers]
             new = [
-                tuple(torch.cat([_widened(tensor, columns) for tensor in pair]) for pair in zip(above, below, strict=True))
-                for above, below in zip(old, new, strict=True)
+                (_stacked(keys, new_keys, columns), _stacked(values, new_values, columns))
+                for (keys, values), (new_keys, new_values) in zip(_layers(self._cache), new, strict=True)
             ]
             mask = torch.cat([functional.pad(each, (columns - each.shape[1], 0)) for each in (self._mask_BT, mask)])
         self._mask_BT, self._cache = mask, _cache_of(new)
 
 
-def _widened(tensor: Tensor, columns: int) -> Tensor:
-    """(B, heads, T, width) with T = columns."""
-    return functional.pad(tensor, (0, 0, columns - tensor.shape[2], 0))
+def _stacked(above: Tensor, below: Tensor, columns: int) -> Tensor:
+    """(B, heads, T, width) with T = columns, of the rows of both."""
+    return torch.cat([functional.pad(tensor, (0, 0, columns - tensor.shape[2], 0)) for tensor in (above, below)])
 
 
-def _cache_of(layers: Sequence[tuple[Tensor, ...]]) -> DynamicCache:
+def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache_of(layers: Sequence[tuple[Tensor, Tensor]]) -> DynamicCache:
     cache = DynamicCache()
     for number, (keys, values) in enumerate(layers):
         cache.update(keys, values, number)

@@ -67,7 +67,7 @@ class Gate:
 
     async def _body(self, scope: Any, receive: Any) -> Any:
         """The whole body, or the answer that refuses it."""
-        limit, path = self.limits.body_bytes, scope["path"]
+        limit, path = self.limits.body_bytes, scope.get("path", "")
         too_large = failure(413, f"The body is over {limit:,} bytes.", where="body", fix="Send less at once.", path=path)
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if length.isdigit() and int(length) > limit:

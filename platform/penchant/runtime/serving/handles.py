@@ -24,8 +24,12 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """What Ray Serve raises, as `Busy`, `Unavailable` or what the replica raised."""
+def explained(where: str) -> Iterator[None]:
+    """In the block, what Ray Serve raises becomes `Busy`, `Unavailable` or what the replica raised.
+
+    Args:
+        where: Which replicas.
+    """
     try:
         yield
     except BackPressureError:
@@ -47,7 +51,7 @@ class ScorerHandle:
         self.handle = handle
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        with _explained("scorer"):
+        with explained("scorer"):
             return await getattr(self.handle, method).remote(*arguments)
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
@@ -84,7 +88,7 @@ class GeneratorHandle:
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Event]]:
         """See `GenerationEngine.generate`."""
-        with _explained("generator"):
+        with explained("generator"):
             responses: Any = self.handle.options(stream=True).generate.remote(request)
             try:
                 async for events in responses:
@@ -95,12 +99,12 @@ class GeneratorHandle:
 
     async def forget(self, user: str) -> bool:
         """See `GenerationEngine.forget`."""
-        with _explained("generator"):
+        with explained("generator"):
             return bool(await self.handle.forget.remote(user))
 
     async def check(self) -> None:
         """Whether a replica answers."""
-        with _explained("generator"):
+        with explained("generator"):
             await self.handle.check.remote()
 
 

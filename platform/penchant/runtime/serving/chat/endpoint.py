@@ -15,20 +15,20 @@ from penchant.runtime.serving.failures import Refusal
 from penchant.runtime.serving.service import Service
 from penchant.store import KeyRecord
 
+_TEXTS: dict[int | str, str] = {
+    400: "What was sent cannot be used, or asks for what is not served; the error names the field",
+    401: "No key, or one that is not known, expired or revoked",
+    403: "The key may not do this, or the user's adapter is encrypted and its own key is missing or another one",
+    404: "There is no such model, or the service does not write",
+    408: "The body took too long",
+    413: "The body, or a text in it, is too large",
+    429: "Too much to do; try again after Retry-After seconds",
+    "4XX": "What was sent cannot be used",
+    500: "The user's adapter is damaged",
+    503: "The store or the model cannot be reached; try again after Retry-After seconds",
+}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ChatFailure, "description": text}
-    for status, text in {
-        400: "What was sent cannot be used, or asks for what is not served; the error names the field",
-        401: "No key, or one that is not known, expired or revoked",
-        403: "The key may not do this, or the user's adapter is encrypted and its own key is missing or another one",
-        404: "There is no such model, or the service does not write",
-        408: "The body took too long",
-        413: "The body, or a text in it, is too large",
-        429: "Too much to do; try again after Retry-After seconds",
-        "4XX": "What was sent cannot be used",
-        500: "The user's adapter is damaged",
-        503: "The store or the model cannot be reached; try again after Retry-After seconds",
-    }.items()
+    status: {"model": ChatFailure, "description": text} for status, text in _TEXTS.items()
 }
 _STREAMED = {"description": "With `stream`, chunks as server-sent events", "content": {"text/event-stream": {}}}
 

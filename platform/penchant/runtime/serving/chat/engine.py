@@ -43,7 +43,7 @@ class GenerationEngine:
 
     def __init__(self, pool: AdapterPool, tokenizer: Any, settings: GeneratorSettings, limits: LimitSettings) -> None:
         self._model: Any = pool.model.base
-        if not self._model.can_generate():
+        if not self._model.can_generate():  # type: ignore[operator]
             fix = "Give a causal language model, with adapters that were fitted with base.answers=text."
             raise ConfigError("The base chooses labels; it cannot write.", where="generator.base", fix=fix)
         self.pool, self.tokenizer, self.settings, self.limits = pool, tokenizer, settings, limits

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from penchant.backbone.grouped import Decoder, GroupedModel, Row
-from penchant.runtime.serving.chat.events import Event, Piece
+from penchant.runtime.serving.chat.events import Event, Finish, Piece
 from penchant.runtime.serving.chat.texts import TextStream
 
 ResultT = TypeVar("ResultT")
@@ -173,7 +173,7 @@ class DecodingLoop:
             if not done:
                 job.tell(Piece(candidate.index, text, candidate.tokens))
                 continue
-            finish = "stop" if ended or candidate.text.stopped else "length"
+            finish: Finish = "stop" if ended or candidate.text.stopped else "length"
             job.candidates.remove(candidate)
             self._forget(row)
             if not job.candidates:

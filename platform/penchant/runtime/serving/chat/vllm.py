@@ -18,8 +18,9 @@ from ray.serve.handle import DeploymentHandle
 
 from penchant.adapters.store import AdapterStore
 from penchant.errors import ConfigError
-from penchant.runtime.serving.chat.events import Ended, Event, GenerationRequest, KeyNeeded, Piece, Started
+from penchant.runtime.serving.chat.events import Ended, Event, Finish, GenerationRequest, KeyNeeded, Piece, Started
 from penchant.runtime.serving.config import GeneratorSettings
+from penchant.runtime.serving.handles import explained
 from penchant.runtime.serving.service import Unavailable
 
 log = logging.getLogger(__name__)
@@ -105,24 +106,21 @@ class VllmHandle:
             fix = "Use backend: penchant, or import the adapter without a key."
             raise KeyNeeded("vLLM cannot open encrypted adapters.", where="generator.backend", fix=fix)
         model = model_of(self.settings, self.store, request.user) if own else self.settings.model
-        handle = self.handle.options(stream=True, **({"multiplexed_model_id": model} if own else {}))
+        chosen: dict[str, Any] = {"multiplexed_model_id": model} if own else {}
+        handle: Any = self.handle.options(stream=True, **chosen)
         began, first, collected = time.perf_counter(), 0.0, []
-        async for part in handle.chat.remote(self._body(request, model), None):
-            events: list[Event] = []
-            for chunk in _chunks(part):
-                if not first:
-                    first = time.perf_counter()
-                    read = chunk["usage"]["prompt_tokens"]
-                    events.append(Started("own" if own else "task", self.store.fingerprint[:16], "vllm", read))
-                for choice in chunk["choices"]:
-                    text, count = choice["delta"].get("content") or "", chunk["usage"]["completion_tokens"]
-                    finish = (
-                        None if choice["finish_reason"] is None else "length" if choice["finish_reason"] == "length" else "stop"
-                    )
-                    events.append(Piece(choice["index"], text, count, finish))  # type: ignore[arg-type]
-            collected += events
-            if request.stream and events:
-                yield events
+        with explained("generator"):
+            async for part in handle.chat.remote(self._body(request, model), None):
+                events: list[Event] = []
+                for chunk in _chunks(part):
+                    if not first:
+                        first = time.perf_counter()
+                        read = chunk["usage"]["prompt_tokens"]
+                        events.append(Started("own" if own else "task", self.store.fingerprint[:16], "vllm", read))
+                    events += _pieces(chunk)
+                collected += events
+                if request.stream and events:
+                    yield events
         ended = Ended(time.perf_counter() - began, first - began, 1, 0, 0)
         yield [ended] if request.stream else [*collected, ended]
 
@@ -132,7 +130,8 @@ class VllmHandle:
 
     async def check(self) -> None:
         """Whether a replica answers."""
-        await self.handle.check_health.remote()
+        with explained("generator"):
+            await self.handle.check_health.remote()
 
     def _body(self, request: GenerationRequest, model: str) -> Any:
         from ray.serve.llm.openai_api_models import ChatCompletionRequest  # is vLLM's own
@@ -149,6 +148,17 @@ class VllmHandle:
             stream=True,
             stream_options={"include_usage": True, "continuous_usage_stats": True},
         )
+
+
+def _pieces(chunk: dict[str, Any]) -> list[Event]:
+    """What a chunk says, with the tokens of its candidate so far."""
+    pieces: list[Event] = []
+    for choice in chunk["choices"]:
+        reason = choice["finish_reason"]
+        finish: Finish | None = None if reason is None else "length" if reason == "length" else "stop"
+        text = choice["delta"].get("content") or ""
+        pieces.append(Piece(choice["index"], text, chunk["usage"]["completion_tokens"], finish))
+    return pieces
 
 
 def _chunks(part: Any) -> Iterator[dict[str, Any]]:
