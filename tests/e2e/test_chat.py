@@ -150,20 +150,3 @@ def test_after_kill_9_of_the_replica_that_writes_it_is_told_and_comes_back(serve
 
 def test_it_stops_cleanly(served):
     assert served.stop() == 0, served.log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "nothing to serve"),
-        (["--base", "BASE"], "generator.adapters"),
-        (["--base", "BASE", "--adapters", "nowhere"], "no store of adapters"),
-    ],
-)
-def test_bad_arguments_say_what_before_anything_starts(personal_writer, tmp_path, arguments, words):
-    chosen = [str(personal_writer / "base") if argument == "BASE" else argument for argument in arguments]
-    command = [sys.executable, "-m", "penchant.cli", "serve", *chosen]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
