@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Response
 from fastapi.responses import StreamingResponse
+from pydantic import WithJsonSchema
 
 from penchant.runtime.serving.chat.answers import Answer, request_of, stream
 from penchant.runtime.serving.chat.events import Event, Started
@@ -31,6 +32,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ChatFailure, "description": text} for status, text in _TEXTS.items()
 }
 _STREAMED = {"description": "With `stream`, chunks as server-sent events", "content": {"text/event-stream": {}}}
+_KEY = "^[0-9a-fA-F]{64}$"
+_AdapterKey = Header(alias="X-Adapter-Key", pattern=_KEY, description="The user's own key, where their adapter is encrypted.")
 
 
 def add_chat(app: FastAPI, service: Service, may_write: Any) -> None:
@@ -46,10 +49,7 @@ def add_chat(app: FastAPI, service: Service, may_write: Any) -> None:
         body: ChatBody,
         response: Response,
         key: Annotated[KeyRecord, may_write],
-        x_adapter_key: Annotated[
-            str | None,
-            Header(pattern="^[0-9a-fA-F]{64}$", description="The user's own key, where their adapter is encrypted: 32 bytes."),
-        ] = None,
+        adapter_key: Annotated[str | None, _AdapterKey, WithJsonSchema({"type": "string", "pattern": _KEY})] = None,
     ) -> Any:
         """An answer through the user's own adapter: OpenAI's request and answer, so that OpenAI's clients work.
 
@@ -59,7 +59,7 @@ def add_chat(app: FastAPI, service: Service, may_write: Any) -> None:
         if name is not None and body.model != name:
             raise Refusal(404, f"There is no model {body.model[:80]!r}.", where="body.model", fix=f"Ask for {name!r}.")
         _check(body, service)
-        events = service.generate(key.tenant, request_of(body, x_adapter_key))
+        events = service.generate(key.tenant, request_of(body, adapter_key))
         first = await anext(events)
         started = first[0]
         assert isinstance(started, Started)

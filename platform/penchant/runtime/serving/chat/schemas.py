@@ -116,7 +116,7 @@ class ChatBody(_Request):
     """1 by default; 0: always the most likely word."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Words are drawn from the likeliest ones that have this probability together; 1 by default: from all."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), _Integer] | None = None
+    seed: Annotated[int, _Integer] | None = None
     """The same seed draws the same words from the same model."""
     stop: _StopText | Annotated[list[_StopText], Field(max_length=4)] | None = None
     """Texts that end an answer; at most four."""
