@@ -1,9 +1,9 @@
 """Writing for many users at once: tokens a second for 64 users of 2,000 adapters and for one, and a cold adapter's first token.
 
-    python benchmarks/generation.py [--rounds 9] [--adapters 2000]
+    python benchmarks/generation.py [--rounds 7] [--adapters 2000]
 
 What a replica of `Generator` does, without HTTP: 64 requests at once, 64 tokens of prompt, 32 written. A Llama of random weights
-made in code (hidden width 512, eight layers), LoRA of rank 8 on query and value of every layer; speed does not depend on the
+made in code (hidden width 256, four layers), LoRA of rank 8 on query and value of every layer; speed does not depend on the
 weights. One user's requests, those of 64 others who are in memory, and those of 64 whose adapters are on disk take turns, in
 another order every round; ratios are medians of the rounds' own. The first token of a cold adapter and of a warm one take turns,
 too: one request at a time. `steps` is the decoding alone, without requests: what the passes cost.
@@ -41,8 +41,8 @@ def make_writer() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A language model of random weights, and a tokenizer of as many words; no word ends an answer."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
-        intermediate_size=1376, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+        vocab_size=VOCABULARY, hidden_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8,
+        intermediate_size=688, pad_token_id=0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     words = {f"word{number}": number for number in range(VOCABULARY)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="word0"))
@@ -156,7 +156,7 @@ async def first_tokens(replica: Replica, adapters: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--adapters", type=int, default=2000)
     arguments = parser.parse_args()
 

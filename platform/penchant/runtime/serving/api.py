@@ -46,6 +46,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The body ended too soon, or is not JSON in UTF-8",
         401: "No key, or one that is not known, expired or revoked",
         403: "The key may not do this",
+        404: "The service has no bundle",
         408: "The body took too long",
         413: "The body is too large",
         422: "What was sent cannot be used; the body says where",

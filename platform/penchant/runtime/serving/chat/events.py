@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from penchant.adapters.applying import How
@@ -24,7 +24,7 @@ class GenerationRequest:
 
     user: str
     """Whose adapter; empty for the task model."""
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, str], ...] = field(repr=False)
     """Each with `role` and `content`."""
     candidates: int = 1
     max_tokens: int | None = None
@@ -35,7 +35,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     stream: bool = False
     """Whether events are sent as they come, or all together at the end."""
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
     """The user's, where the adapter is encrypted."""
 
 
