@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def peft_config(settings: AdapterSettings, base: Any, name: str) -> PeftConfig:
     return IA3Config(target_modules=expressions[0], feedforward_modules=expressions[1], **common)
 
 
-def _modules(given: tuple[str, ...] | None, known: dict[str, list[str]], base: Any) -> list[str]:
+def _modules(given: tuple[str, ...] | None, known: Mapping[str, Sequence[str]], base: Any) -> list[str]:
     names = given or known.get(base.config.model_type)
     if not names:
         raise ConfigError(

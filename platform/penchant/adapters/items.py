@@ -19,9 +19,9 @@ from torch.nn import functional
 from penchant.adapters.bases import base_fingerprint, label_numbers
 from penchant.adapters.examples import Example
 from penchant.backbone.activations import ActivationCache
-from penchant.backbone.cache import default_cache_folder
 from penchant.backbone.cut import lower_activations
 from penchant.errors import DataError
+from penchant.storage import default_cache_folder
 
 _COMPUTED_AT_ONCE = 64
 """Items whose lower activations are computed together."""

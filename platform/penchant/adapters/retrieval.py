@@ -13,9 +13,10 @@ from typing import Protocol
 import bm25s
 import numpy as np
 
-from penchant.backbone.cache import FeatureCache, default_cache_folder
+from penchant.backbone.cache import FeatureCache
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.features import FeatureExtractor, cache_name
+from penchant.storage import default_cache_folder
 
 ENCODER = BackboneSettings(pooling=("mean",), surface=False, prompt_characters=0)
 """The demo's sentence encoder: MiniLM, mean over tokens."""

@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
@@ -59,7 +60,7 @@ def fit_task_base(
     (fitted,) = fitter.fit({EVERYBODY: examples})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT asks transformers by old names
-        adapted = get_peft_model(base, copy.deepcopy(config))
+        adapted: Any = get_peft_model(base, copy.deepcopy(config))
         set_peft_model_state_dict(adapted, fitted.tensors)
         merged = adapted.merge_and_unload()
     with replace_folder(folder) as fresh:

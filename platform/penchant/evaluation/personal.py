@@ -126,10 +126,11 @@ def verdict(metric: str, difference: Mapping[str, float]) -> str:
 def activity_groups(items: Mapping[str, int], buckets: int) -> dict[str, list[str]]:
     """Users by how many items they have, in groups of about as many users; users with as many items stay together."""
     edges = np.unique(np.quantile(list(items.values()), np.linspace(0, 1, buckets + 1)[1:-1]))
-    bucket = np.searchsorted(edges, list(items.values()), side="right")
+    bucket = np.searchsorted(edges, list(items.values()), side="left")
     groups: dict[str, list[str]] = {}
     for number in np.unique(bucket):
         users = [user for user, own in zip(items, bucket, strict=True) if own == number]
         counts = [items[user] for user in users]
-        groups[f"{min(counts):,} to {max(counts):,} items"] = users
+        span = f"{min(counts):,} to {max(counts):,}" if min(counts) < max(counts) else f"{min(counts):,}"
+        groups[f"{span} items"] = users
     return groups

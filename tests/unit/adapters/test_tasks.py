@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penchant.adapters.tasks.baselines import majority
+from penchant.adapters.tasks.baselines import majority, mean_rating
+from penchant.adapters.tasks.config import PromptSettings
 from penchant.adapters.tasks.metrics import per_query, score
 from penchant.adapters.tasks.outputs import read_output
 from penchant.adapters.tasks.prompts import PROMPTS
@@ -139,3 +140,24 @@ def test_the_commonest_answer_is_of_the_items_before():
     user = LampUser("ann", items, queries)
     assert majority(TASKS["LaMP_3"], user) == ["", "5", "4", "3"]
     assert majority(TASKS["LaMP_4"], user) is None
+
+
+def test_mean_stars_are_of_the_items_before():
+    items = tuple(Item(str(at), {"text": "tea", "score": stars}) for at, stars in enumerate("1525"))
+    user = LampUser("ann", items, tuple(Query(str(seen), "", {"text": "new"}, "3", seen) for seen in (0, 2, 4)))
+    assert mean_rating(TASKS["LaMP_3"], user) == ["3", "3.000", "3.250"]
+    assert mean_rating(TASKS["LaMP_2M"], user) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({}, "plain"),
+        ({"retriever": "dense"}, "plain"),
+        ({"retrieved": 2}, "bm25-2"),
+        ({"retrieved": 1, "retriever": "dense", "profile": "template"}, "dense-1-template"),
+        ({"retrieved": 1, "history_fields": ("text", "score")}, "bm25-1-text+score"),
+    ],
+)
+def test_formats_have_names(values, name):
+    assert PromptSettings(**values).name == name

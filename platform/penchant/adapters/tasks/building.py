@@ -14,10 +14,10 @@ from penchant.adapters.profiles import Profiler, TemplateProfiler, Writer, Writt
 from penchant.adapters.retrieval import Bm25Retriever, DenseRetriever, Ranking, Retriever
 from penchant.adapters.tasks.config import PromptSettings
 from penchant.adapters.tasks.prompts import PROMPTS, cut
-from penchant.backbone.cache import default_cache_folder
 from penchant.backbone.features import FeatureExtractor
 from penchant.data.lamp import Item, LampTask, LampUser, Query
 from penchant.errors import ConfigError
+from penchant.storage import default_cache_folder
 
 
 class ExampleBuilder:

@@ -41,21 +41,22 @@ def ask_about_history(data: LampData, share: float) -> LampData:
     Raises:
         ConfigError: The task's items do not have what its questions ask about.
     """
+    if PROMPTS[data.task.name].item_instruction:
+        raise ConfigError(
+            f"Past items of {data.task.name} are not what its questions ask about.",
+            where="on",
+            fix="Ask the queries: --on queries.",
+        )
     return replace(data, targets={name: _asked(data.task, user, share) for name, user in data.targets.items()})
 
 
 def _asked(task: LampTask, user: LampUser, share: float) -> LampUser:
     user = fitted_history(user)
     kept = len(user.items) - math.floor(share * len(user.items))
-    held = [item for item in user.items[kept:] if not task.labels or item.fields.get(task.answer) in task.labels]
+    held = [item for item in user.items[kept:] if not task.labels or item.fields[task.answer] in task.labels]
     return LampUser(user.user_id, user.items[:kept], tuple(_query(task, item, kept) for item in held))
 
 
 def _query(task: LampTask, item: Item, seen: int) -> Query:
     subject = PROMPTS[task.name].subject
-    missing = [name for name in (*subject, task.answer) if name not in item.fields]
-    if missing or task.answer in subject or PROMPTS[task.name].item_instruction:
-        raise ConfigError(
-            f"Past items of {task.name} are not what its questions ask about.", where="on", fix="Ask the queries: --on queries."
-        )
     return Query(item.id, "", {name: item.fields[name] for name in subject}, item.fields[task.answer].strip(), seen)

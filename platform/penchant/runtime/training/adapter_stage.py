@@ -22,12 +22,12 @@ from penchant.adapters.items import ItemReader
 from penchant.adapters.store import AdapterStore
 from penchant.adapters.tables import read_examples, write_examples
 from penchant.artifacts import fingerprint
-from penchant.backbone.cache import default_cache_folder
 from penchant.backbone.grouped import GroupedModel
 from penchant.errors import DataError
 from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker, run_stage
+from penchant.storage import default_cache_folder
 
 PROGRESS = "progress/adapters.jsonl"
 """Where in the folder the learning curves are."""

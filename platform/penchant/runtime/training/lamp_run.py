@@ -164,7 +164,7 @@ class LampRun:
             }
             for row in self.rows
         ]
-        config = {"out": str(self.out), "rows": rows, "task": self.data.task.name, "log": str(self.log)}
+        config: dict[str, Any] = {"out": str(self.out), "rows": rows, "task": self.data.task.name, "log": str(self.log)}
         config["settings"] = self.settings.model_dump(mode="json")
         self._run(_answer_loop, "answers", config, len(rows))
         answered: dict[str, Outputs] = {}
