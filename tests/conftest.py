@@ -178,3 +178,44 @@ def bundle(planted, tiny_backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "bundle"
     write_bundle(folder, parts, dataset=dataset.fingerprint, counts={"users": seen})
     return folder, parts, features
+
+
+@pytest.fixture(scope="session")
+def personal_writer(tmp_path_factory):
+    """A folder with a tiny Llama of random weights in base/, and in store/ an adapter of each of four users, so strong that each
+    writes otherwise; that of `locked` is encrypted with a key of 32 times "k"."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from penchant.adapters.bases import base_fingerprint, peft_config
+    from penchant.adapters.cards import Card
+    from penchant.adapters.config import AdapterSettings
+    from penchant.adapters.store import AdapterStore
+    from penchant.backbone.grouped.model import adapter_shapes
+
+    folder = tmp_path_factory.mktemp("writer")
+    text = "the moon pulls on sea and tides are high low slow old new calm blue round why how explain look up"
+    words = text.split()
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[START]", "[END]", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="[START] $A", special_tokens=[("[START]", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", bos_token="[START]", eos_token="[END]"
+    ).save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    size = {"vocab_size": len(vocabulary), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    size |= {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3}
+    base = LlamaForCausalLM(LlamaConfig(**size, pad_token_id=0, bos_token_id=2, eos_token_id=3)).eval()
+    base.save_pretrained(folder / "base")
+    config = peft_config(AdapterSettings(r=4, alpha=8), base, str(folder / "base"))
+    shapes = adapter_shapes(base, config)
+    store = AdapterStore.create(folder / "store", fingerprint=base_fingerprint(base), config=config, shapes=shapes)
+    for number, user in enumerate(["ann", "bob", "carl/ä", "locked"]):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {name: 0.5 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        store.put(Card(user=user, base=store.fingerprint), tensors, key=b"k" * 32 if user == "locked" else None)
+    return folder

@@ -49,6 +49,7 @@ class AdapterStore:
         self.folder, self._values = folder, values
         self.fingerprint: str = values["fingerprint"]
         self.shapes = {name: torch.Size(shape) for name, shape in values["shapes"].items()}
+        self.config: Mapping[str, Any] = values["config"]
 
     @classmethod
     def create(

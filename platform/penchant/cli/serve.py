@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import shlex
 import signal
@@ -35,8 +36,14 @@ def store_url(given: str | None) -> str:
 
 def serve(
     bundle: Annotated[
-        str, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left, or its URI.", show_default=False)
-    ],
+        str | None, typer.Option("--bundle", help="The bundle/ folder that `penchant fit` left, or its URI.", show_default=False)
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Also write, by this base: a folder or a hub id. Needs --adapters.", show_default=False)
+    ] = None,
+    adapters: Annotated[
+        Path | None, typer.Option(help="The store/ folder that `penchant adapters fit` left.", show_default=False)
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; this machine alone, unless you say otherwise.")] = "127.0.0.1",
     store: StoreOption = None,
@@ -52,9 +59,13 @@ def serve(
 ) -> None:
     """Serve a bundle: scores, rankings and onboarding over HTTP, and a page to try it on. Ctrl-C stops it.
 
+    With a base and a store of adapters, OpenAI's clients get answers in each user's own voice, with or without a bundle.
+
     Example:
 
         penchant serve --bundle runs/demo/bundle
+
+        penchant serve --base runs/task-base --adapters runs/adapters/store
     """
     from penchant.config import load_settings
     from penchant.runtime.serving.config import ServiceSettings
@@ -62,10 +73,16 @@ def serve(
     from penchant.storage import absolute, local_copy
     from penchant.store import UserStore
 
-    chosen = [f"bundle={absolute(bundle)}", *([f"store={store}"] if store else [])]
+    given = {
+        "bundle": absolute(bundle) if bundle is not None else None,
+        "generator.base": base if base is None or not Path(base).is_dir() else absolute(base),
+        "generator.adapters": absolute(adapters) if adapters is not None else None,
+        "store": store,
+    }
+    chosen = [f"{name}={value}" for name, value in given.items() if value is not None]
     settings = load_settings(ServiceSettings, config, [*(overrides or []), *chosen])
     settings = settings.model_copy(update={"store": _absolute(settings.store)})
-    manifest = Manifest.read(local_copy(bundle), verify=True)
+    name = None if settings.bundle is None else Manifest.read(local_copy(settings.bundle), verify=True).name
     UserStore.open(settings.store).close()
     prepare_environment(haproxy=haproxy)
     with console.status("Starting"):
@@ -75,7 +92,7 @@ def serve(
     # What stops a service in a container is SIGTERM, which should be as clean as Ctrl-C. Ray has set a handler of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _print_welcome(service.url, service.cluster, _new_key(settings), manifest.name, settings.store)
+        _print_welcome(service.url, service.cluster, _new_key(settings), settings, name)
         service.wait()
     except KeyboardInterrupt:
         console.print("Stopping.")
@@ -121,7 +138,7 @@ def roll(
         rolled = roll_bundle(bundle, canary_share=canary, address=address)
     for name, settings in (("before", rolled.before), ("now", rolled.after)):
         tried = f", and {settings.canary.bundle} for {settings.canary.share:.0%} of the users" if settings.canary else ""
-        console.print(f"{name}: {settings.bundle}{tried}", markup=False, soft_wrap=True, highlight=False)
+        console.print(f"{name}: {settings.bundle or 'no bundle'}{tried}", markup=False, soft_wrap=True, highlight=False)
 
 
 def _new_key(settings: Any) -> str:
@@ -135,21 +152,35 @@ def _new_key(settings: Any) -> str:
     return secret
 
 
-def _print_welcome(url: str, cluster: str, secret: str, bundle: str, store: str) -> None:
-    body = '{"user": "user-0001", "prompt": "Explain tides.", "responses": ["The moon pulls on the sea.", "Step one: look up."]}'
-    headers = (f"Authorization: Bearer {secret}", "content-type: application/json")
-    curl = shlex.join(["curl", "-s", f"{url}/v1/score", *(part for header in headers for part in ("-H", header)), "-d", body])
-    lines = [
-        f"Bundle {bundle} at {url}; users in {without_password(store)}",
-        f"roll: penchant roll --address {cluster} --bundle NEW",
-        f"key: {secret}",
-        f"page: {url}/#key={secret}",
-        f"docs: {url}/docs",
-        f"try:  {curl}",
-        "The key is good for a week. Ctrl-C stops.",
-    ]
-    for line in lines:
+def _print_welcome(url: str, cluster: str, secret: str, settings: Any, bundle: str | None) -> None:
+    scoring = {
+        "user": "user-0001",
+        "prompt": "Explain tides.",
+        "responses": ["The moon pulls on the sea.", "Step one: look up."],
+    }
+    lines = [f"Users in {without_password(settings.store)}", f"key: {secret}"]
+    if bundle is not None:
+        lines = [
+            f"Bundle {bundle} at {url}; users in {without_password(settings.store)}",
+            f"roll: penchant roll --address {cluster} --bundle NEW",
+            f"key: {secret}",
+            f"page: {url}/#key={secret}",
+            f"try:  {_curl(f'{url}/v1/score', secret, scoring)}",
+        ]
+    if settings.generator is not None:
+        model = settings.generator.model
+        chat = {"model": model, "user": "user-0001", "messages": [{"role": "user", "content": "Explain tides."}]}
+        lines += [
+            f"Model {model} ({settings.generator.base}) for OpenAI's clients at {url}/v1",
+            f"chat: {_curl(f'{url}/v1/chat/completions', secret, chat)}",
+        ]
+    for line in [*lines, f"docs: {url}/docs", "The key is good for a week. Ctrl-C stops."]:
         console.print(line, markup=False, soft_wrap=True, highlight=False)
+
+
+def _curl(url: str, secret: str, body: dict[str, Any]) -> str:
+    headers = (f"Authorization: Bearer {secret}", "content-type: application/json")
+    return shlex.join(["curl", "-s", url, *(part for header in headers for part in ("-H", header)), "-d", json.dumps(body)])
 
 
 def without_password(url: str) -> str:

@@ -104,7 +104,8 @@ class GroupedModel(nn.Module):
             return self.base.generate(**inputs)  # type: ignore[no-any-return, operator]
 
     def _with_prompts(self, slot_B: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
-        if not self.prompt_tokens:
+        past = inputs.get("past_key_values")
+        if not self.prompt_tokens or (past is not None and past.get_seq_length()):  # the prompts are in what has been read
             return inputs
         if bool((slot_B == self.nobody).any()):
             raise BackboneError("Prompt tuning has no prompt that changes nothing.", fix="Run rows of nobody through the base.")

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: FastAPI reads the endpoints' annotations, which name local dependencies.
 
-import asyncio
 import datetime
 import math
 import uuid
@@ -15,8 +14,9 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from penchant import __version__
+from penchant.runtime.serving.chat.endpoint import add_chat
 from penchant.runtime.serving.config import ServiceSettings
-from penchant.runtime.serving.engine import Knowledge, ScoreAnswer
+from penchant.runtime.serving.engine import ScoreAnswer
 from penchant.runtime.serving.failures import Refusal, handle_failures
 from penchant.runtime.serving.gate import Gate
 from penchant.runtime.serving.schemas import (
@@ -46,6 +46,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "The body ended too soon, or is not JSON in UTF-8",
         401: "No key, or one that is not known, expired or revoked",
         403: "The key may not do this",
+        404: "The service has no bundle",
         408: "The body took too long",
         413: "The body is too large",
         422: "What was sent cannot be used; the body says where",
@@ -69,7 +70,8 @@ def make_app(service: Service) -> FastAPI:
     app.add_middleware(Gate, limits=settings.limits, measures=service.measures)
     _add_probes(app, service)
     _add_endpoints(app, service)
-    if settings.playground:
+    add_chat(app, service, _allowed(service, "score", "admin"))
+    if settings.playground and settings.bundle is not None:
         _add_playground(app, service)
     return app
 
@@ -245,9 +247,8 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", tags=["operation"], response_class=PlainTextResponse, responses={503: unready})
     async def readyz() -> str:
-        """Whether a request would be answered: the store takes writes, and a replica answers."""
-        await asyncio.to_thread(service.store.check)
-        await service.scorer.place(Knowledge(""))
+        """Whether a request would be answered: the store takes writes, and replicas answer."""
+        await service.check()
         return "ready\n"
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)

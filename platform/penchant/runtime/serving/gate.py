@@ -67,8 +67,8 @@ class Gate:
 
     async def _body(self, scope: Any, receive: Any) -> Any:
         """The whole body, or the answer that refuses it."""
-        limit = self.limits.body_bytes
-        too_large = failure(413, f"The body is over {limit:,} bytes.", where="body", fix="Send less at once.")
+        limit, path = self.limits.body_bytes, scope.get("path", "")
+        too_large = failure(413, f"The body is over {limit:,} bytes.", where="body", fix="Send less at once.", path=path)
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if length.isdigit() and int(length) > limit:
             return too_large
@@ -78,7 +78,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return failure(400, "The body ended too soon.", where="body", fix="Send it whole.")
+                        return failure(400, "The body ended too soon.", where="body", fix="Send it whole.", path=path)
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
@@ -87,7 +87,7 @@ class Gate:
                         return b"".join(parts)
         except TimeoutError:
             seconds = self.limits.body_seconds
-            return failure(408, f"The body took over {seconds:g} s.", where="body", fix="Send it faster.")
+            return failure(408, f"The body took over {seconds:g} s.", where="body", fix="Send it faster.", path=path)
 
 
 def _replay(body: bytes, receive: Any) -> Any:

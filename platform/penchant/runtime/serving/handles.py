@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -13,12 +14,34 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from penchant.errors import PenchantError
+from penchant.runtime.serving.chat.events import Event, GenerationRequest
 from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest
 from penchant.runtime.serving.service import Busy, Scorer, Unavailable
 from penchant.scoring.model import TextComparison
 from penchant.scoring.questions import Question
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def explained(where: str) -> Iterator[None]:
+    """In the block, what Ray Serve raises becomes `Busy`, `Unavailable` or what the replica raised.
+
+    Args:
+        where: Which replicas.
+    """
+    try:
+        yield
+    except BackPressureError:
+        raise Busy("Too many requests are waiting.", where=where, fix="Try again after Retry-After seconds.") from None
+    except PenchantError:
+        raise
+    except (DeploymentUnavailableError, RayServeException, RayError) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, PenchantError):
+            raise cause from None
+        log.warning("a replica could not answer: %s", type(error).__name__)
+        raise Unavailable("No replica could answer.", where=where, fix="Try again after Retry-After seconds.") from None
 
 
 class ScorerHandle:
@@ -28,18 +51,8 @@ class ScorerHandle:
         self.handle = handle
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        try:
+        with explained("scorer"):
             return await getattr(self.handle, method).remote(*arguments)
-        except BackPressureError:
-            raise Busy("Too many requests are waiting.", where="scorer", fix="Try again after Retry-After seconds.") from None
-        except PenchantError:
-            raise
-        except (DeploymentUnavailableError, RayServeException, RayError) as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, PenchantError):
-                raise cause from None
-            log.warning("a replica could not answer: %s", type(error).__name__)
-            raise Unavailable("No replica could answer.", where="scorer", fix="Try again after Retry-After seconds.") from None
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
         """See `ScoringEngine.score`."""
@@ -65,6 +78,34 @@ class ScorerHandle:
         """See `ScoringEngine.describe`."""
         described: dict[str, Any] = await self._call("describe")
         return described
+
+
+class GeneratorHandle:
+    """The writing replicas through Ray Serve's handle: see `penchant.runtime.serving.chat.events.Generator`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self.handle = handle
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Event]]:
+        """See `GenerationEngine.generate`."""
+        with explained("generator"):
+            responses: Any = self.handle.options(stream=True).generate.remote(request)
+            try:
+                async for events in responses:
+                    yield events
+            except (GeneratorExit, asyncio.CancelledError):
+                responses.cancel()  # the client went away
+                raise
+
+    async def forget(self, user: str) -> bool:
+        """See `GenerationEngine.forget`."""
+        with explained("generator"):
+            return bool(await self.handle.forget.remote(user))
+
+    async def check(self) -> None:
+        """Whether a replica answers."""
+        with explained("generator"):
+            await self.handle.check.remote()
 
 
 class CanaryScorer:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from penchant.runtime.serving.chat.events import Ended, Started
 from penchant.runtime.serving.engine import ScoreAnswer
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -43,6 +44,14 @@ class Measures:
         self._batches = histogram("batch_requests", "Score requests that were scored together", _BATCHES)
         self._model = histogram("model_seconds", "Time that the model took for a score request's batch", _SECONDS)
         self._waited = histogram("scorer_wait_seconds", "Time of a score request on the way to the model and back", _SECONDS)
+        self._generations = counter("generations", "Chats answered, by how they were personalised", "personalisation", "base")
+        self._tokens = counter("chat_tokens", "Tokens of chats, by whether they were read or written", "kind")
+        first = "Time from a chat's arrival at a replica to its first token, by whether the user's adapter was in memory"
+        self._first_token = Histogram(
+            "penchant_first_token_seconds", first, ("adapter",), buckets=_SECONDS, registry=self.registry
+        )
+        self._rows = histogram("chat_rows", "Answers that were written side by side when a chat's first token came", _BATCHES)
+        self._adapters = counter("adapters", "Adapters that replicas read, and that made room for others", "happened")
 
     def began(self) -> None:
         """A request came in."""
@@ -75,6 +84,17 @@ class Measures:
         self._onboardings.labels(bundle).inc()
         self._compared.labels(bundle).inc(comparisons)
         self._agreed.labels(bundle).inc(agreed)
+
+    def generated(self, started: Started, ended: Ended, tokens: int) -> None:
+        """A chat was answered by a replica, in so many tokens."""
+        self._generations.labels(started.how, started.base).inc()
+        self._tokens.labels("read").inc(started.prompt_tokens)
+        self._tokens.labels("written").inc(tokens)
+        adapter = "none" if started.how != "own" else "cold" if started.cold else "warm"
+        self._first_token.labels(adapter).observe(ended.first_token_seconds)
+        self._rows.observe(ended.rows)
+        self._adapters.labels("loaded").inc(ended.loads)
+        self._adapters.labels("evicted").inc(ended.evictions)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

@@ -56,17 +56,19 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
     """Starts the service and returns once it can score.
 
     Raises:
-        ConfigError: The port is taken.
+        ConfigError: The port is taken, or the settings cannot be served.
+        ArtifactError: There is no bundle, or no store of adapters.
         TrainingError: There is no cluster at the address, or no replica became ready.
     """
     if address is None:
         _check_free(host, port)
+    application = build(settings)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     start_ray(address, num_cpus=None if address else _logical_cpus(settings))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
     try:
-        serve.run(build(settings), name=SERVICE_NAME, route_prefix="/")
+        serve.run(application, name=SERVICE_NAME, route_prefix="/")
         _wait_until_ready(url)
     except (RuntimeError, TimeoutError) as error:
         serve.shutdown()
@@ -83,8 +85,9 @@ def _logical_cpus(settings: ServiceSettings) -> int:
 
     Enough for all replicas twice: a new bundle's are up before the old one's stop.
     """
-    scorer = settings.scorer
-    wanted = 2 * (2 * max(scorer.min_replicas, scorer.max_replicas) * scorer.num_cpus + settings.api_replicas)
+    several = [settings.scorer, *([settings.generator] if settings.generator is not None else [])]
+    models = sum(max(each.min_replicas, each.max_replicas) * each.num_cpus for each in several)
+    wanted = 2 * (2 * models + settings.api_replicas)
     return max(os.cpu_count() or 1, math.ceil(wanted))
 
 

@@ -9,7 +9,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Personalisation = Literal["seen", "onboarded", "unknown"]
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
+    """A text that can be stored and written.
+
+    Raises:
+        ValueError: It holds NUL, or half of a surrogate pair.
+    """
     if "\x00" in text:
         raise ValueError("it holds a NUL character")
     try:
@@ -33,17 +38,17 @@ def check_user(user: str) -> str:
     """
     if not 1 <= len(user) <= 256:
         raise ValueError("a user id has 1 to 256 characters")
-    return _not_blank(_readable(user))
+    return _not_blank(readable(user))
 
 
 def _document(document: object) -> str:
     text = document.get("text") if isinstance(document, dict) else document
     if not isinstance(text, str):
         raise ValueError("it has no text")
-    return _not_blank(_readable(text))
+    return _not_blank(readable(text))
 
 
-def _whole(number: object) -> object:
+def whole(number: object) -> object:
     """JSON has one kind of number: 2.0 is an integer too."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
@@ -55,7 +60,7 @@ _TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "pattern": rf"^[^\u00
 USER_SCHEMA: dict[str, Any] = _TEXT | {"maxLength": 256}
 _DOCUMENT = {"anyOf": [_TEXT, {"type": "object", "properties": {"text": _TEXT}, "required": ["text"]}]}
 
-Text = Annotated[str, AfterValidator(_readable), AfterValidator(_not_blank), WithJsonSchema(_TEXT)]
+Text = Annotated[str, AfterValidator(readable), AfterValidator(_not_blank), WithJsonSchema(_TEXT)]
 User = Annotated[str, AfterValidator(check_user), WithJsonSchema(USER_SCHEMA)]
 Document = Annotated[str, BeforeValidator(_document), WithJsonSchema(_DOCUMENT)]
 
@@ -133,7 +138,7 @@ class RerankBody(BaseModel):
     """What the documents answer."""
     documents: Annotated[list[Document], Field(min_length=1)]
     """Texts, or objects with a `text`."""
-    top_n: Annotated[int, Field(ge=1), BeforeValidator(_whole)] | None = None
+    top_n: Annotated[int, Field(ge=1), BeforeValidator(whole)] | None = None
     """How many to return; all by default."""
     return_documents: bool = False
     """Whether each result holds its document."""

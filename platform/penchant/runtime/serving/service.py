@@ -7,13 +7,15 @@ a new bundle has not seen the user's comparisons yet.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from penchant.errors import PenchantError, StoreError
+from penchant.runtime.serving.chat.events import Ended, Event, GenerationRequest, Generator, Started
 from penchant.runtime.serving.config import ServiceSettings
 from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest
 from penchant.runtime.serving.measures import Measures
@@ -33,6 +35,10 @@ class Busy(PenchantError, RuntimeError):
 
 class Unavailable(PenchantError, RuntimeError):
     """No replica can answer just now."""
+
+
+class Absent(Unavailable):
+    """The service was started without what would answer."""
 
 
 class Scorer(Protocol):
@@ -57,6 +63,16 @@ class Scorer(Protocol):
         """See `ScoringEngine.describe`."""
 
 
+class NoScorer:
+    """In place of the replicas, in a service without a bundle: each method raises `Absent`."""
+
+    def __getattr__(self, method: str) -> Any:
+        async def absent(*_: Any) -> Any:
+            raise Absent("This service has no bundle.", where="bundle", fix="Start it with penchant serve --bundle.")
+
+        return absent
+
+
 @dataclass(frozen=True)
 class Acknowledged:
     """Comparisons that are stored."""
@@ -76,11 +92,33 @@ class Service:
         store: The user store.
         scorer: The replicas.
         measures: What is counted.
+        generator: The writing replicas, where there are any.
     """
 
-    def __init__(self, settings: ServiceSettings, store: UserStore, scorer: Scorer, measures: Measures) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        store: UserStore,
+        scorer: Scorer,
+        measures: Measures,
+        generator: Generator | None = None,
+    ) -> None:
         self.settings, self.store, self.scorer, self.measures = settings, store, scorer, measures
+        self.generator = generator
         self._unsaved: set[asyncio.Task[None]] = set()
+
+    async def check(self) -> None:
+        """Whether requests would be answered: the store takes writes, and replicas answer.
+
+        Raises:
+            StoreError: It does not.
+            Unavailable: They do not.
+        """
+        await asyncio.to_thread(self.store.check)
+        if self.settings.bundle is not None:
+            await self.scorer.place(Knowledge(""))
+        if self.generator is not None:
+            await self.generator.check()
 
     async def score(self, tenant: str, user: str, prompt: str, responses: Sequence[str]) -> ScoreAnswer:
         """A user's scores of responses; nobody's where the user id is empty."""
@@ -136,12 +174,41 @@ class Service:
             assert place is not None
         return place, record
 
+    async def generate(self, tenant: str, request: GenerationRequest) -> AsyncIterator[list[Event]]:
+        """What becomes of a chat. Adapters, as the bundle's users, are those of one tenant, and nobody's who was forgotten.
+
+        Raises:
+            Absent: There are no writing replicas.
+        """
+        if self.generator is None:
+            fix = (
+                "Start it with penchant serve --base FOLDER --adapters STORE, or with the settings generator.base and .adapters."
+            )
+            raise Absent("This service does not write.", where="generator", fix=fix)
+        known, _ = await self._knowledge(tenant, request.user)
+        started: Started | None = None
+        tokens = 0
+        events = self.generator.generate(request if known.may_be_seen else replace(request, user=""))
+        async with contextlib.aclosing(events) as several:  # type: ignore[type-var]
+            async for some in several:
+                for event in some:
+                    if isinstance(event, Started):
+                        started = event
+                    elif isinstance(event, Ended):
+                        assert started is not None
+                        self.measures.generated(started, event, tokens)
+                    else:
+                        tokens += event.tokens if event.finish is not None else 0
+                yield some
+
     async def forget(self, tenant: str, user: str) -> int:
         """Deletes all that is stored of a user, and takes them out of the bundle's users; returns how many comparisons went.
 
         Of a user of the bundle's tenant a hash is kept, by which the bundle's embedding of them stays unused.
         """
         own = tenant == self.settings.tenant
+        if own and self.generator is not None:
+            await self.generator.forget(user)
         return await _in_thread(lambda: self.store.forget(tenant, user, remember=own))
 
     async def _knowledge(self, tenant: str, user: str) -> tuple[Knowledge, UserRecord | None]:

@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from penchant.config import validate_settings
 from penchant.errors import ConfigError
 from penchant.runtime.serving.application import check_store
+from penchant.runtime.serving.chat.events import Ended, Started
 from penchant.runtime.serving.config import ServiceSettings
 from penchant.runtime.serving.engine import Batch, ScoreAnswer
 from penchant.runtime.serving.environment import prepare_environment
@@ -82,6 +83,7 @@ def test_the_dashboard_shows_what_is_counted():
     measures.ended("/v1/score", 200, 0.01)
     measures.scored(ScoreAnswer("b", "seen", (1.0,), (0.0,), batch=Batch(1, 2, 3)), seconds=0.01)
     measures.onboarded("b", agreed=1, comparisons=1)
+    measures.generated(Started("own", "b", "s", prompt_tokens=2), Ended(1.0, 0.1, rows=1, loads=1, evictions=1), 3)
     counted = set(re.findall(r"^(penchant_\w+)", measures.text().decode(), re.M))
     panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
     asked = {name for panel in panels for target in panel["targets"] for name in re.findall(r"penchant_\w+", target["expr"])}
