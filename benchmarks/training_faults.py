@@ -248,7 +248,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="faults whose name has this in it")
-    parser.add_argument("--folder", type=Path, help="where the runs go, and stay, for another time; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="where the runs go, and stay; by default a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(arguments.folder or Path(temporary))
