@@ -119,7 +119,9 @@ def review_base(tmp_path_factory):
     return folder / "lamp", folder / "base"
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 def test_from_lamp_files_to_a_table(review_base, tmp_path):
     import ray
     from typer.testing import CliRunner
