@@ -269,7 +269,7 @@ def test_what_is_counted(service):
     names += ['penchant_chat_tokens_total{kind="read"}', 'penchant_chat_tokens_total{kind="written"}']
     before = counted()
     ask(service, user="ann")
-    chunks(service, user="nobody", n=2)
+    chunks(service, user="nobody", n=2, temperature=0)
     after = counted()
     assert [after[name] - before.get(name, 0) for name in names] == [1, 1, 8, 18]
     firsts = {adapter: f'penchant_first_token_seconds_count{{adapter="{adapter}"}}' for adapter in ("cold", "warm", "none")}
