@@ -25,14 +25,12 @@ from penchant.runtime.training.progress import ProgressLog, open_log
 from penchant.storage import Location, open_location
 
 _REGROUP_SECONDS = 20
-"""An elastic group that was promised more than is there (a node's loss is noticed late) is made anew, smaller, after so long."""
+"""A group that may be smaller waits so long for the workers that it had; then it is made anew of what is there."""
 _LOST = {
     "WorkerHealthCheckFailedError": "its process has ended",
     "WorkerHealthCheckTimeoutError": "it gives no sign of life",
 }
 """What Ray Train's errors mean."""
-_RESIZE_SECONDS = 30
-"""How often an elastic group looks whether it may grow."""
 
 
 @dataclass(frozen=True)
@@ -88,41 +86,59 @@ def run_stage(
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
     """
     group = choose_workers(settings)
+    # Ray Train's own elastic groups are not used: in Ray 2.60 they choose another size and do not go on (docs/decisions/0015).
+    elastic = group.min_workers < group.num_workers and not in_process
+    num_workers = group.num_workers
     filesystem, path = open_location(storage)
     log = open_log(config["log"])
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
     # Ray Train takes these from the driver's environment, and hands them on.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_seconds)
-    # Ray's types here are those of its first version, which knew neither elastic groups nor such callbacks.
-    size: dict[str, Any] = {"num_workers": 0 if in_process else group.num_workers}
-    if group.min_workers < group.num_workers and not in_process:
+    if elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_REGROUP_SECONDS))
-        size = {"num_workers": (group.min_workers, group.num_workers), "elastic_resize_monitor_interval_s": _RESIZE_SECONDS}
     beside: list[Any] = [*callbacks] if in_process else [*callbacks, _Watch(log)]
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config=config
-        | {
-            "threads": group.threads,
-            "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
-            "on_look": on_look,
-        },
-        scaling_config=ScalingConfig(use_gpu=group.use_gpu, **size),
-        torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=beside,
-        ),
-    )
-    try:
-        trainer.fit() if in_process else run_beside(trainer.fit)
-    except PenchantError:
-        raise
-    except Exception as error:
-        raise _cause(error, name) from error
+    # Ray's types here are those of its first version, which knew neither such callbacks nor a limit of the controller's own.
+    failures: dict[str, Any] = {"max_failures": settings.max_failures} | ({"controller_failure_limit": 0} if elastic else {})
+    while True:
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config=config
+            | {
+                "threads": group.threads,
+                "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
+                "on_look": on_look,
+            },
+            scaling_config=ScalingConfig(use_gpu=group.use_gpu, num_workers=0 if in_process else num_workers),
+            torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(storage),
+                failure_config=FailureConfig(**failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                callbacks=beside,
+            ),
+        )
+        try:
+            trainer.fit() if in_process else run_beside(trainer.fit)
+            return
+        except PenchantError:
+            raise
+        except Exception as error:
+            left = _workers_left(group) if elastic and _lacks_room(error) else 0
+            if not group.min_workers <= left < num_workers:
+                raise _cause(error, name) from error
+            log.write(warning=f"There is room for {left} of {num_workers} workers. The stage goes on with these.")
+            num_workers = left
+
+
+def _lacks_room(error: BaseException) -> bool:
+    """Whether a group could not be made of as many workers as it was to have."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _workers_left(group: WorkerGroup) -> int:
+    """How many of a group's workers the cluster has room for now."""
+    return min(group.num_workers, int(ray.cluster_resources().get("GPU" if group.use_gpu else "CPU", 0)))
 
 
 class _Watch(UserCallback):
