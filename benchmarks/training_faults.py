@@ -225,6 +225,7 @@ class Bench:
         """Two nodes of one core each beside a head that has none; one is lost."""
         from ray.cluster_utils import Cluster
 
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster that is made so has no tokens
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         try:
             node = cluster.add_node(num_cpus=1)
