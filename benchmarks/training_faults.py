@@ -12,6 +12,7 @@ The full disk is a small tmpfs: that row needs root and is left out where mounti
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -162,7 +163,8 @@ def distance(one: object, other: object, *, skip: tuple[str, ...] = ("seconds", 
         return max((distance(one[key], other[key]) for key in one if key not in skip), default=0.0)
     if isinstance(one, list):
         assert isinstance(other, list), (one, other)
-        assert len(one) == len(other), (len(one), len(other))
+        if len(one) != len(other):  # with fewer workers the reward stages take another course
+            return math.inf
         return max((distance(*pair) for pair in zip(one, other, strict=True)), default=0.0)
     return abs(one - other) if isinstance(one, int | float) and isinstance(other, int | float) else 0.0
 

@@ -88,7 +88,7 @@ def run_stage(
     group = choose_workers(settings)
     # Ray Train's own elastic groups are not used: in Ray 2.60 they choose another size and do not go on (docs/decisions/0015).
     elastic = group.min_workers < group.num_workers and not in_process
-    num_workers = group.num_workers
+    num_workers = max(group.min_workers, _workers_left(group)) if elastic else group.num_workers
     filesystem, path = open_location(storage)
     log = open_log(config["log"])
     CheckpointStorage(filesystem, f"{path}/{name}").drop_damaged_list(lambda words: log.write(warning=words))
