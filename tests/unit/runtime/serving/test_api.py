@@ -249,8 +249,8 @@ def test_a_path_tells_all_of_its_methods(running):
 
 
 def test_probes_metrics_and_the_log_hold_no_texts_ids_or_keys(running, caplog):
-    caplog.set_level("INFO", logger="penchant")
     caplog.set_level("WARNING", logger="httpx2")  # the test's own client, not the service
+    caplog.set_level("INFO", logger="penchant")
     running.choose("gus-the-secret", CHOICE)
     running.score("gus-the-secret")
     assert running.http.get("/healthz").text == "ok\n"
