@@ -30,7 +30,7 @@ test: lint  ## Everything that CI runs
 	$(BIN)/pytest tests/cluster tests/e2e tests/gpu -m "not slow"
 
 .PHONY: slow
-slow: $(STAMP)  ## Sweeps, jobs, faults and runs in a bucket, end to end: 12 minutes more
+slow: $(STAMP)  ## Sweeps, jobs, faults and runs in a bucket, end to end, chats too: 15 minutes more
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[tracking-mlflow,tracking-wandb]'
 	$(BIN)/pytest tests/unit/runtime/test_tracking.py
 	$(BIN)/pytest tests/cluster tests/e2e -m slow

@@ -15,7 +15,7 @@ import openai
 import psutil
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 MESSAGES = [{"role": "user", "content": "explain the tides"}]
 USERS = ["ann", "bob", "carl/ä", "nobody"]
