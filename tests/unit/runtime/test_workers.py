@@ -1,13 +1,19 @@
+import contextlib
 import errno
 import socket
+from typing import ClassVar
 
 import pytest
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
 
 from penchant.config import load_settings
 from penchant.errors import ConfigError, DataError, OutputError, TrainingError
 from penchant.runtime.cluster import start_ray
+from penchant.runtime.training import workers
 from penchant.runtime.training.config import WorkerSettings
-from penchant.runtime.training.workers import _cause
+from penchant.runtime.training.progress import ProgressLog
+from penchant.runtime.training.workers import _cause, run_stage
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -44,3 +50,34 @@ def test_fewer_workers_at_least_than_at_most():
     assert load_settings(WorkerSettings, overrides=["min_workers=1", "num_workers=2"]).min_workers == 1
     with pytest.raises(ConfigError, match="min_workers is more than num_workers"):
         load_settings(WorkerSettings, overrides=["min_workers=3", "num_workers=2"])
+
+
+class TrainerThatLacksRoom:
+    """In the place of Ray's: a group of more than one worker cannot be had."""
+
+    asked: ClassVar[list[int]] = []
+
+    def __init__(self, loop, *, scaling_config, **_):
+        self.num_workers = scaling_config.num_workers
+
+    def fit(self):
+        self.asked.append(self.num_workers)
+        if self.num_workers > 1:
+            raise ControllerError(WorkerGroupStartupTimeoutError(self.num_workers))
+
+
+@pytest.mark.parametrize(("min_workers", "cores_later", "asked"), [(1, 1, [3, 1]), (2, 1, [3]), (1, 3, [3]), (None, 1, [3])])
+def test_a_group_that_may_be_smaller_is_made_anew_of_what_there_is(monkeypatch, tmp_path, min_workers, cores_later, asked):
+    cores = iter([3, 3] if min_workers else [3])
+    monkeypatch.setattr(workers.ray, "cluster_resources", lambda: {"CPU": next(cores, cores_later)})
+    monkeypatch.setattr(workers, "TorchTrainer", TrainerThatLacksRoom)
+    monkeypatch.setattr(TrainerThatLacksRoom, "asked", [])
+    monkeypatch.delenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", raising=False)
+    log = ProgressLog(tmp_path / "log.jsonl")
+    settings = WorkerSettings(num_workers=3, min_workers=min_workers)
+    ends = contextlib.nullcontext() if asked[-1] == 1 else pytest.raises(TrainingError, match="stage failed")
+    with ends:
+        run_stage(print, {"log": str(log.path)}, name="graph", storage=tmp_path, settings=settings)
+    assert TrainerThatLacksRoom.asked == asked
+    said = [record["warning"] for record in log.read()]
+    assert said == (["There is room for 1 of 3 workers. The stage goes on with these."] if asked[-1] == 1 else [])
