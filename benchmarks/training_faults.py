@@ -134,7 +134,7 @@ def cut_checkpoint(fit: Fit) -> None:
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], capture_output=True).returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", path], capture_output=True).returncode:
         raise PermissionError("a small file system can only be mounted by root, where mounting is allowed")
     try:
         yield
