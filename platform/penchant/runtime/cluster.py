@@ -44,6 +44,9 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A report waits for the controller's next look; its default is 2 s (measured: 2 s a report, 0.2 s with this).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Ray starts workers at 15, so that whatever else runs goes before training (measured: a graph step took 1.07 times that of a
+    # plain process, and 1.02 with this).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # A worker that hangs does not take its leave either.
     os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "10")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
