@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from penchant.artifacts import fingerprint, write_text
 from penchant.errors import OutputError
@@ -35,6 +36,12 @@ class MirroredFolder:
             self._take_up(self.uri, identity, tuple(growing))
         if not (self.path / identity).is_file() and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise _foreign(str(where), identity)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Another machine has its cache elsewhere."""
+        vars(self).update(state)
+        if self.uri is not None:
+            self.path = _mirror(self.uri)
 
     def _take_up(self, uri: str, identity: str, growing: tuple[str, ...]) -> None:
         """Makes the mirror follow what is there, which another machine may have gone on with, or somebody removed."""

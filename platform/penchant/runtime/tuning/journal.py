@@ -14,7 +14,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,56 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from penchant.artifacts import read_json, write_json
 from penchant.errors import StorageError
 from penchant.runtime.training.progress import ProgressLog
+from penchant.storage import MirroredFolder
 
+JOURNAL, CLOCK = "journal.jsonl", "clock.json"
 _LOOK = ("step", "accuracy", "valid_accuracy", "parameters", "step_seconds", "training_seconds", "shared_seconds")
+
+
+class Journal(ProgressLog):
+    """The journal of a sweep. Ray Tune keeps it with its state, by which another machine takes the sweep up.
+
+    Args:
+        folder: The sweep's.
+        shared: What another machine needs besides, in the folder.
+    """
+
+    def __init__(self, folder: MirroredFolder, shared: Sequence[str] = ()) -> None:
+        super().__init__(folder.path / JOURNAL)
+        self.folder, self.shared = folder, shared
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The folder may have another place here."""
+        vars(self).update(state)
+        self.path = self.folder.path / JOURNAL
+
+    def share(self) -> None:
+        """Makes what has happened known to other machines.
+
+        Raises:
+            StorageError: It cannot be written there.
+        """
+        self.folder.share(JOURNAL, *self.shared)
 
 
 class Clock(tune.Stopper):
     """How long the trials have run, over all times that the sweep was taken up; stops them all when the time is up.
 
     Args:
-        path: A JSON file that keeps the seconds.
+        folder: The sweep's; a file in it keeps the seconds.
         limit: Seconds at most; None for no limit.
     """
 
-    def __init__(self, path: Path, limit: float | None) -> None:
-        self.path, self.limit = path, math.inf if limit is None else limit
+    def __init__(self, folder: MirroredFolder, limit: float | None) -> None:
+        self.folder, self.limit = folder, math.inf if limit is None else limit
         self._last: float | None = None
         self._written = 0.0
         self._used = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder.path / CLOCK
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial is stopped by itself."""
@@ -95,16 +128,10 @@ class RecordedAsha(ASHAScheduler):
 
 
 class JournalCallback(tune.Callback):
-    """Writes what Ray Tune tells of its trials into the journal.
+    """Writes what Ray Tune tells of its trials into the journal, which is shared after each of them."""
 
-    Args:
-        journal: Where.
-        clock: The sweep's.
-        share: Called after each trial: it makes the journal known to other machines.
-    """
-
-    def __init__(self, journal: ProgressLog, clock: Clock, share: Callable[[], None]) -> None:
-        self.journal, self.clock, self.share = journal, clock, share
+    def __init__(self, journal: Journal, clock: Clock) -> None:
+        self.journal, self.clock = journal, clock
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial was given its resources."""
@@ -136,7 +163,7 @@ class JournalCallback(tune.Callback):
     def _ended(self, **record: Any) -> None:
         self.journal.write(**record)
         with contextlib.suppress(StorageError):  # the next one takes it along, or the end of the sweep, which says so
-            self.share()
+            self.journal.share()
 
 
 def reason_of(trace: str) -> str:

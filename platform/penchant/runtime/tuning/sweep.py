@@ -31,10 +31,9 @@ from penchant.errors import OutputError, TrainingError
 from penchant.runtime.cluster import start_ray
 from penchant.runtime.threads import run_beside
 from penchant.runtime.training.config import FitSettings
-from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.stages import Stages
 from penchant.runtime.tuning.candidates import Check, best_settings, most_steps, stage_of, trial_settings
-from penchant.runtime.tuning.journal import Clock, JournalCallback, RecordedAsha
+from penchant.runtime.tuning.journal import CLOCK, JOURNAL, Clock, Journal, JournalCallback, RecordedAsha
 from penchant.runtime.tuning.report import write_sweep_report
 from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, refused, summary
 from penchant.runtime.tuning.search import CheckedSearch
@@ -45,7 +44,7 @@ from penchant.storage import Location, MirroredFolder, open_location
 
 _EXPERIMENT = "tune"
 _RUN = "run.json"
-_GROWING = ("journal.jsonl", "clock.json", "sweep.json")
+_GROWING = (JOURNAL, CLOCK, "sweep.json")
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,8 @@ class Sweep:
         write_json(self.out / _RUN, identity)
         write_text(self.out / "space.yaml", dump_settings(space))
         self.folder.share(_RUN, "space.yaml")
-        self.journal = ProgressLog(self.out / "journal.jsonl")
-        self.clock = Clock(self.out / "clock.json", seconds)
+        self.journal = Journal(self.folder, shared=[CLOCK])
+        self.clock = Clock(self.folder, seconds)
 
     def _identity(self, out: str) -> dict[str, Any]:
         """What the folder is a sweep of, if it holds no other."""
@@ -219,7 +218,7 @@ class Sweep:
             name=_EXPERIMENT,
             storage_path=self.folder.uri or str(self.out),
             stop=self.clock,
-            callbacks=[JournalCallback(self.journal, self.clock, lambda: self.folder.share(*_GROWING))],
+            callbacks=[JournalCallback(self.journal, self.clock)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only its looks are kept
             failure_config=tune.FailureConfig(max_failures=self.space.max_failures),
             verbose=0,

@@ -7,6 +7,7 @@ from penchant.runtime.tuning.report import heat_map, importance, write_sweep_rep
 from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, summary
 from penchant.runtime.tuning.show import note
 from penchant.runtime.tuning.space import Space
+from penchant.storage import MirroredFolder
 
 DEPTH, EXPERTS = "graph.candidates.*.encoder.num_layers", "experts.num_experts"
 
@@ -137,18 +138,19 @@ def test_importance_finds_what_matters():
 def test_the_clock_goes_on_where_it_stopped(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("penchant.runtime.tuning.journal.time.monotonic", lambda: now[0])
-    clock = Clock(tmp_path / "clock.json", 10)
+    folder = MirroredFolder(tmp_path, identity="run.json", growing=[])
+    clock = Clock(folder, 10)
     assert not clock.stop_all()
     now[0] += 6
     assert not clock.stop_all()
     now[0] += 1000  # the sweep was interrupted
-    again = Clock(tmp_path / "clock.json", 10)
+    again = Clock(folder, 10)
     assert not again.stop_all()
     now[0] += 5
     assert again.stop_all()
     assert again.is_up
     assert again.seconds() == pytest.approx(11)
-    assert not Clock(tmp_path / "none.json", None).stop_all()
+    assert not Clock(MirroredFolder(tmp_path / "other", identity="run.json", growing=[]), None).stop_all()
 
 
 def test_a_reason_is_the_last_line_of_a_trace():
