@@ -121,7 +121,7 @@ def grouped(base, tokenizer, folder: Path, *, slots: int, cut: bool) -> Callable
 
     def run(users: dict[str, list[Example]]) -> None:
         place = folder / f"grouped-{slots}-{cut}-{next(runs)}"  # a cache and a store of its own each time
-        reader = ItemReader(base, tokenizer, max_tokens=TOKENS, lowest=lowest, cache_bytes=2**31, folder=place / "cache")
+        reader = ItemReader(base, tokenizer, max_tokens=TOKENS, lowest=lowest, cache_bytes=2**31, cache_folder=place / "cache")
         store = AdapterStore.create(place / "store", fingerprint=print_of_base, config=model.config, shapes=model.shapes)
         fitter = AdapterFitter(model, reader, FITTING)
         assert len(list(fill(store, fitter, users))) == len(users)

@@ -51,17 +51,25 @@ class ItemReader:
         max_tokens: The longest item.
         lowest: The lowest adapted layer; what enters it is read from the cache, or computed where it does not fit.
         cache_bytes: The cache's budget; 0 for no cache.
-        folder: Where the cache is; by default in the cache folder, by the base's fingerprint.
+        cache_folder: The machine's unless told otherwise; activations lie in it by the base's fingerprint.
     """
 
     def __init__(
-        self, base: Any, tokenizer: Any, *, max_tokens: int, lowest: int = 0, cache_bytes: int = 0, folder: Path | None = None
+        self,
+        base: Any,
+        tokenizer: Any,
+        *,
+        max_tokens: int,
+        lowest: int = 0,
+        cache_bytes: int = 0,
+        cache_folder: Path | None = None,
     ) -> None:
         self.base, self.tokenizer, self.max_tokens, self.lowest = base, tokenizer, max_tokens, lowest
         self.labels = None if base.can_generate() else label_numbers(base)
         self.cache: ActivationCache | None = None
         if lowest and cache_bytes:
-            folder = folder or default_cache_folder() / "activations" / f"{base_fingerprint(base)[:32]}-layer-{lowest}"
+            name = f"{base_fingerprint(base)[:32]}-layer-{lowest}"
+            folder = (cache_folder or default_cache_folder()) / "activations" / name
             self.cache = ActivationCache(folder, budget_bytes=cache_bytes)
 
     def check(self, user: str, examples: Sequence[Example]) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from penchant.cli.lamp import TaskOption
+
 if TYPE_CHECKING:
     from penchant.adapters.config import LampSettings
     from penchant.adapters.variants import Variant
@@ -23,7 +25,6 @@ ROWS = "rag-1,rag-2,rag-4,pag,oppu,oppu+rag-1,oppu+pag"
 LampOption = Annotated[
     Path, typer.Option("--lamp", help="Folder with one task's files, LaMP's own or OPPU's.", show_default=False)
 ]
-TaskOption = Annotated[str, typer.Option("--task", help="LaMP's name or OPPU's: LaMP_3, product_rating.", show_default=False)]
 OutOption = Annotated[Path, typer.Option("--out", help="Gets task bases, adapters, evaluation.json and evaluation.html.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="YAML of settings.")]
 OverrideArguments = Annotated[

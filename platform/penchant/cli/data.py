@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from penchant.cli.lamp import lamp_app
+from penchant.cli.problems import show_problems
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, split, import and generate data sets.")
 import_app = typer.Typer(no_args_is_help=True, help="Make a data set from other formats.")
@@ -40,11 +40,7 @@ def data_check(folder: Annotated[str, typer.Argument(help="A data set's folder, 
             number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
             table.add_row(name.replace("_", " "), number)
         console.print(table)
-    for problem in problems:
-        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}")
-    if failed:
-        raise typer.Exit(2)
-    console.print("The data can be used." if not problems else "The data can be used; see the warnings.")
+    show_problems(problems)
 
 
 @data_app.command("split")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from penchant.cli.problems import show_problems
 
 lamp_app = typer.Typer(no_args_is_help=True, help="Check and generate histories in LaMP's files (for personal adapters).")
 
@@ -46,11 +47,7 @@ def lamp_check(folder: Annotated[Path, typer.Argument(help="A folder with one ta
             golds = [query.gold for user in asked for query in user.queries]
             scores = score(chosen, [text for answer in answers for text in answer or ()], golds)
             console.print(f"Each target user's commonest answer scores {_told(scores)}.")
-    for problem in problems:
-        console.print(f"[{'red' if problem.severity == 'error' else 'yellow'}]{problem.severity}[/] {escape(str(problem))}")
-    if data is None:
-        raise typer.Exit(2)
-    console.print("The data can be used." if not problems else "The data can be used; see the warnings.")
+    show_problems(problems)
 
 
 @lamp_app.command("synth")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from penchant.artifacts import write_text
 from penchant.evaluation.figures import plain_figure
+from penchant.evaluation.pages import write_page
 from penchant.evaluation.personal import AGAINST, LOWER_IS_BETTER, verdict
 
 METRIC_NAMES = {
@@ -28,24 +24,17 @@ def write_personal_report(path: Path, results: dict[str, Any]) -> None:
     Args:
         results: What `evaluation.json` holds.
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("penchant.evaluation").joinpath("personal.html.jinja").read_text(encoding="utf-8")
     draw = differences_plot if len(results["groups"]) == 1 else groups_plot
-    figure = draw(results).to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id="figure-personal",
-        config={"displayModeBar": False, "responsive": True},
-    )
-    html = environment.from_string(source).render(
+    write_page(
+        path,
+        "penchant.evaluation",
+        "personal.html.jinja",
+        {"personal": draw(results)},
         results=results,
         headline=headline(results),
         metric_names=METRIC_NAMES,
         verdict=verdict,
-        figure=Markup(figure),
-        plotly=Markup(get_plotlyjs()),
     )
-    write_text(path, html)
 
 
 def first_metric(results: dict[str, Any]) -> str:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from penchant.artifacts import write_text
 from penchant.evaluation import figures
+from penchant.evaluation.pages import write_page
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,6 @@ class MapPoints:
 
 def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) -> None:
     """Writes the report of a run's metrics, atomically. A section without numbers is left out."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("penchant.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     drawn = {
         "bars": figures.accuracy_bars(metrics),
         "map": None if points is None else figures.user_map(points),
@@ -46,19 +39,20 @@ def write_report(path: Path, metrics: dict[str, Any], points: MapPoints | None) 
         "experts": figures.expert_map(metrics),
         "expert_curves": figures.expert_curves(metrics),
     }
-    html = environment.from_string(source).render(
+    write_page(
+        path,
+        "penchant.evaluation",
+        "report.html.jinja",
+        drawn,
         metrics=metrics,
         headline=headline(metrics),
         question_sentence=question_sentence(metrics),
-        figures={name: _embed(figure, name) for name, figure in drawn.items() if figure is not None},
-        plotly=Markup(get_plotlyjs()),
         points=points,
         method_names=figures.METHOD_NAMES,
         percent=lambda value: f"{100 * value:.1f}",
         signed=lambda value: f"{100 * value:+.1f}",
         number=_number,
     )
-    write_text(path, html)
 
 
 def headline(metrics: dict[str, Any]) -> list[str]:
@@ -106,14 +100,3 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _embed(figure: go.Figure, name: str) -> Markup:
-    return Markup(
-        figure.to_html(
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=f"figure-{name}",
-            config={"displayModeBar": False, "responsive": True},
-        )
-    )

@@ -85,7 +85,7 @@ def make_fitter(base, tokenizer, adapter=None, slots=4, cache=None, cut=True, **
     adapter = adapter or AdapterSettings(r=2, alpha=6)
     lowest = lowest_adapted(base, adapter) if cut else 0
     model = GroupedModel(base, peft_config(adapter, base, "tiny"), slots=slots, lowest=lowest)
-    reader = ItemReader(base, tokenizer, max_tokens=32, lowest=lowest, cache_bytes=2**24 if cache else 0, folder=cache)
+    reader = ItemReader(base, tokenizer, max_tokens=32, lowest=lowest, cache_bytes=2**24 if cache else 0, cache_folder=cache)
     return AdapterFitter(model, reader, FittingSettings(**({"batch_size": 3, "learning_rate": 0.02} | fitting)))
 
 

@@ -96,14 +96,13 @@ def adapter_loop(config: dict[str, Any]) -> None:
     lowest, peft = lowest_adapted(base, settings.adapter), peft_config(settings.adapter, base, settings.base.name)
     model = GroupedModel(base, peft, slots=min(len(users), settings.fitting.users_at_once), lowest=lowest)
     store = _store(out, base, settings, model)
-    folder = Path(config["cache"]) / "activations" / f"{store.fingerprint[:32]}-layer-{lowest}"
     reader = ItemReader(
         base,
         tokenizer,
         max_tokens=settings.base.max_tokens,
         lowest=lowest,
         cache_bytes=int(settings.fitting.cache_gib * 2**30 / world_size),
-        folder=folder,
+        cache_folder=Path(config["cache"]),
     )
     log, started, total = open_log(config["log"]), time.monotonic(), len(users)
     already = total - len(lacking(store, settings.fitting, users))

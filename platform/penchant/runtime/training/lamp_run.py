@@ -172,10 +172,6 @@ class LampRun:
             answered |= read_json(self.out / _ANSWERS / f"{number}.json")
         return answered
 
-    def golds(self) -> Outputs:
-        """The right answers, by user."""
-        return {name: [query.gold for query in user.queries] for name, user in self._asked().items()}
-
     def _asked(self) -> dict[str, Any]:
         return {name: user for name, user in self.data.targets.items() if user.queries}
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import optuna
 import plotly.graph_objects as go
-from markupsafe import Markup
 from optuna.trial import TrialState, create_trial
-from plotly.offline import get_plotlyjs
 
-from penchant.artifacts import write_text
+from penchant.evaluation.pages import write_page
 from penchant.runtime.tuning.results import FINISHED, STOPPED, TrialRow, ranked
 from penchant.runtime.tuning.show import in_words, short
 from penchant.runtime.tuning.space import Space
@@ -31,8 +27,6 @@ def write_sweep_report(path: Path, space: Space, rows: Sequence[TrialRow], value
     Args:
         values: What `sweep.json` holds.
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("penchant.runtime.tuning").joinpath("sweep.html.jinja").read_text(encoding="utf-8")
     weights = importance(space, rows)
     drawn = {
         "history": history(rows),
@@ -42,17 +36,18 @@ def write_sweep_report(path: Path, space: Space, rows: Sequence[TrialRow], value
         "heat": heat_map(space, rows, weights),
         "front": objectives_plane(values, rows),
     }
-    html = environment.from_string(source).render(
+    write_page(
+        path,
+        "penchant.runtime.tuning",
+        "sweep.html.jinja",
+        drawn,
         values=values,
         best=ranked(rows)[0],
         rows=ranked(rows) + [row for row in rows if not row.counts],
         keys=list(space.parameters),
         short=short,
         in_words=in_words,
-        figures={name: _embed(figure, name) for name, figure in drawn.items() if figure is not None},
-        plotly=Markup(get_plotlyjs()),
     )
-    write_text(path, html)
 
 
 def study_of(space: Space, rows: Sequence[TrialRow]) -> optuna.Study:
@@ -206,8 +201,3 @@ def objectives_plane(values: dict[str, Any], rows: Sequence[TrialRow]) -> go.Fig
 def _figure(title: str) -> go.Figure:
     layout = {"template": "plotly_white", "margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "height": 380}
     return go.Figure().update_layout(**layout, paper_bgcolor="rgba(0,0,0,0)").update_yaxes(title=title)
-
-
-def _embed(figure: go.Figure, name: str) -> Markup:
-    options = {"displayModeBar": False, "responsive": True}
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=options))
