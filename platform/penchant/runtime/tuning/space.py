@@ -120,8 +120,8 @@ class Space(Settings):
     objectives: tuple[Literal["accuracy", "parameters", "step_seconds"], ...] = Field(("accuracy",), min_length=1)
     """`accuracy` on validation comparisons (more is better), trained `parameters`, seconds a step (less is better)."""
     choose: Choice = "one_standard_error"
-    """Which trial becomes `best.yaml`. `one_standard_error`: of those within one standard error of the most accurate, the one that
-    trains fewest parameters, for the most accurate of many is partly lucky. Or `most_accurate`."""
+    """Which trial becomes `best.yaml`. `one_standard_error`: of those within one standard error of the most accurate, the one
+    that trains fewest parameters, for the most accurate of many is partly lucky. Or `most_accurate`."""
     asha: AshaSettings = AshaSettings()
     """Stopping poor trials early, by accuracy."""
     resources: ResourceSettings = ResourceSettings()
