@@ -85,9 +85,9 @@ def draw_pairs(simulation: Simulation, comparisons: int, is_test_P: np.ndarray, 
         own = count if simulation.protocol == "all" else int(random.integers(1, 2 * count))
         valid = int(own >= count and own > 1)
         names = ["train"] * (own - valid) + ["valid"] * valid + ["test"] * simulation.test_comparisons
-        asked = [random.choice(train, own, replace=False), random.choice(test, simulation.test_comparisons, replace=False)]
+        drawn = [random.choice(train, own, replace=False), random.choice(test, simulation.test_comparisons, replace=False)]
         users.append(np.full(len(names), user))
-        pair.append(np.concatenate(asked))
+        pair.append(np.concatenate(drawn))
         split += names
     return Draw(np.concatenate(users), np.concatenate(pair), np.array(split, dtype=object))
 
