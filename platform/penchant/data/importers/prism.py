@@ -20,6 +20,9 @@ from penchant.data.importers.collecting import Choices, Origin, Responses, conve
 from penchant.data.importers.reading import Part, find_parts, text_of, value_of
 from penchant.errors import DataError
 
+_BLANK = "EMPTY STRING"
+"""What PRISM writes for a text that is not there (repository HannahKirk/prism-alignment, process_text)."""
+
 
 def import_prism(source: str, out: Path) -> str:
     """Makes the data set; returns what it holds and what to run next, in words. Comparisons are kept with `turn`.
@@ -45,7 +48,7 @@ def import_prism(source: str, out: Path) -> str:
             prompt, answers = talk.turns[number]
             history.append({"role": "user", "content": prompt})
             chosen = [answer for answer in answers if answer.chosen]
-            if len(chosen) != 1:
+            if len({answer.text for answer in chosen}) != 1:  # published by text: two of one text are both chosen
                 choices.left_out["of a turn without one chosen response"] += 1
                 break  # what the rest of the conversation follows is not known
             _compare(talk, number, conversation(history) if prompt else "", chosen[0], answers, responses, choices)
@@ -109,7 +112,7 @@ def _conversations(parts: list[Part]) -> Iterator[_Talk]:
             continue
         # Utterances: the rows of a conversation need not stand together, so all are read first.
         talk = talks.setdefault(identity, _Talk(user, None, {}))
-        _, answers = talk.turns.setdefault(value_of(row, "turn", where, int), (text_of(row, "user_prompt", where), []))
+        _, answers = talk.turns.setdefault(value_of(row, "turn", where, int), (_text(row, "user_prompt", where), []))
         answers.append(_answer(row, "model_response", where))
     yield from talks.values()
 
@@ -120,7 +123,7 @@ def _turns(history: list[dict[str, Any]], where: str) -> dict[int, tuple[str, li
         place = f"{where}, message {number}"
         turn, role = value_of(message, "turn", place, int), value_of(message, "role", place)
         if role == "user":
-            turns[turn] = (text_of(message, "content", place), [])
+            turns[turn] = (_text(message, "content", place), [])
         elif role == "model" and turn in turns:
             turns[turn][1].append(_answer(message, "content", place))
         else:
@@ -130,7 +133,12 @@ def _turns(history: list[dict[str, Any]], where: str) -> dict[int, tuple[str, li
 
 def _answer(row: dict[str, Any], name: str, where: str) -> _Answer:
     score = value_of(row, "score", where, (int, float, type(None)))
-    return _Answer(text_of(row, name, where), score, value_of(row, "if_chosen", where, bool))
+    return _Answer(_text(row, name, where), score, value_of(row, "if_chosen", where, bool))
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    text = text_of(row, name, where)
+    return "" if text == _BLANK else text
 
 
 def _time(row: dict[str, Any], where: str) -> datetime | None:

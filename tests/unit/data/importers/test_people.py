@@ -82,6 +82,16 @@ def test_prism_follows_a_conversation_as_far_as_it_is_known(tmp_path, write_rows
     assert "1 of a turn without one chosen response" in words
 
 
+def test_prism_marks_what_is_chosen_by_its_text_and_has_a_word_for_no_text(tmp_path, write_rows, chosen_texts):
+    odd = talk()
+    odd["conversation_history"][2]["content"] = "EMPTY STRING"
+    odd["conversation_history"][3] |= {"content": "A", "if_chosen": True, "score": 70}
+    words = import_prism(str(write_rows("conversations.jsonl", [odd])), tmp_path / "out")
+    assert chosen_texts(read_tables(tmp_path / "out")) == PRISM_CHOICES[1:]
+    assert "1 with a blank prompt or response" in words
+    assert "1 of a response with itself" in words
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
