@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 import_app = typer.Typer(
     no_args_is_help=True,
     help="Make a data set from other formats, and from public data sets as they were published. SOURCE is a file or folder that "
-    "was downloaded, or hub:OWNER/NAME, which is read through the package `datasets` (penchant\\[hub]). What each has, and its "
-    "licence: docs/datasets.md.",
+    "was downloaded, or hub:OWNER/NAME, which is read through the package datasets. What each has, and its licence: "
+    "docs/datasets.md.",
 )
 console = Console()
 
-SourceArgument = Annotated[str, typer.Argument(help="File or folder as it was published, or hub:OWNER/NAME.")]
+SourceArgument = Annotated[str, typer.Argument(help="File or folder as it was published, or hub:OWNER/NAME (@REVISION).")]
 OutArgument = Annotated[Path, typer.Argument(help="Folder of the data set to make.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub: source, such as refs/convert/parquet.")]
 UsersOption = Annotated[int | None, typer.Option(help="Simulated seen users.", show_default=False)]
 UnseenOption = Annotated[int | None, typer.Option(help="Simulated users kept out of training.", show_default=False)]
 ProtocolOption = Annotated[
@@ -96,7 +95,6 @@ def import_tldr_command(
     setting: Annotated[
         Literal["workers", "length"], typer.Option(help="`workers`: the people who chose. `length`: CoPL's simulated users.")
     ] = "workers",
-    revision: RevisionOption = None,
     users: UsersOption = None,
     unseen_users: UnseenOption = None,
     protocol: ProtocolOption = None,
@@ -116,7 +114,7 @@ def import_tldr_command(
     from penchant.data.importers.tldr import import_tldr
 
     simulation = _simulation(users, unseen_users, protocol, comparisons, test_comparisons, tokenizer, seed)
-    _tell(import_tldr(source, out, setting=setting, simulation=simulation, revision=revision))
+    _tell(import_tldr(source, out, setting=setting, simulation=simulation))
 
 
 @import_app.command("personalllm")
@@ -164,7 +162,6 @@ def import_community_alignment_command(
     source: SourceArgument,
     out: OutArgument,
     language: Annotated[str | None, typer.Option(help="Only conversations in en, fr, hi, it or pt.")] = None,
-    revision: RevisionOption = None,
 ) -> None:
     """Community Alignment: annotators of five countries; the preferred response against the others of its turn.
 
@@ -174,7 +171,7 @@ def import_community_alignment_command(
     """
     from penchant.data.importers.community_alignment import import_community_alignment
 
-    _tell(import_community_alignment(source, out, language=language, revision=revision))
+    _tell(import_community_alignment(source, out, language=language))
 
 
 @import_app.command("hh-rlhf")

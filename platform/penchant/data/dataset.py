@@ -190,14 +190,23 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
 
 
+def check_vacant(folder: Path) -> None:
+    """Whether a data set can be written there.
+
+    Raises:
+        OutputError: It is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError("It is there already, and not empty.", where=str(folder), fix="Choose another folder.")
+
+
 def write_tables(folder: Path, tables: Tables, *, origin: dict[str, Any] | None = None) -> None:
     """Writes tables as a folder that appears whole, with where they are from.
 
     Raises:
         OutputError: The folder is there and not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError("It is there already, and not empty.", where=str(folder), fix="Choose another folder.")
+    check_vacant(folder)
     with replace_folder(folder) as draft:
         for name, table in tables.items():
             pq.write_table(table, draft / f"{name}.parquet")

@@ -10,13 +10,16 @@ import pyarrow as pa
 from penchant.data.dataset import PreferenceDataset, read_origin, read_tables, write_tables
 from penchant.errors import ConfigError, DataError
 
+VALID_SHARE = 0.1
+"""Of each user's train comparisons, for validation."""
+
 
 def split_dataset(
     folder: Path,
     out: Path,
     *,
     test_prompts: float = 0.1,
-    valid: float = 0.1,
+    valid: float = VALID_SHARE,
     unseen: float = 0.05,
     seed: int = 0,
 ) -> PreferenceDataset:

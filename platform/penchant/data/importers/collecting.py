@@ -15,14 +15,12 @@ import pyarrow.compute as pc
 
 from penchant import __version__
 from penchant.data.dataset import find_problems, write_tables
-from penchant.data.split import hold_out_valid
+from penchant.data.split import VALID_SHARE, hold_out_valid
 from penchant.errors import DataError
 
 UsersAre = Literal["people", "simulated", "objectives"]
 """Who the users of a data set are: people who chose, made by a published rule, or what annotators were asked to look for."""
 _CHUNK = 8192
-_VALID_SHARE = 0.1
-"""Of a user's train comparisons, where a data set is published with train and test alone; as in `penchant data split`."""
 
 
 def text_key(*texts: str) -> str:
@@ -154,9 +152,10 @@ def write_dataset(
     if not comparisons.num_rows:
         raise DataError(f"There is no comparison.{list_left_out(left_out)}", where=origin.source, fix="Check the files.")
     told_valid = ""
-    if "split" in comparisons.column_names and "valid" not in set(comparisons["split"].to_pylist()):
+    if "split" in comparisons.column_names and not _some_valid(comparisons):
         comparisons = _with_valid(comparisons, seed)
-        told_valid = " A tenth of each user's train comparisons is valid now."
+        if _some_valid(comparisons):
+            told_valid = f" Of each user's train comparisons, {VALID_SHARE:.0%} are valid now."
     ids = pa.array(sorted(set(comparisons["user_id"].to_pylist())), pa.string())
     users = pa.table({"user_id": ids}) if users is None else users.filter(pc.is_in(users["user_id"], ids))
     compared = pa.chunked_array(comparisons["chosen_id"].chunks + comparisons["rejected_id"].chunks).unique()
@@ -195,10 +194,14 @@ def _comparisons(responses: pa.Table, user: Any, chosen: Any, rejected: Any, fac
     return kept, table.num_rows - kept.num_rows
 
 
+def _some_valid(comparisons: pa.Table) -> bool:
+    return bool(pc.any(pc.equal(comparisons["split"], "valid")).as_py())
+
+
 def _with_valid(comparisons: pa.Table, seed: int) -> pa.Table:
     _, user = np.unique(np.array(comparisons["user_id"].to_pylist(), dtype=str), return_inverse=True)
     split = np.array(comparisons["split"].to_pylist(), dtype=object)
-    hold_out_valid(split, user, _VALID_SHARE, np.random.default_rng(seed))
+    hold_out_valid(split, user, VALID_SHARE, np.random.default_rng(seed))
     return comparisons.set_column(comparisons.column_names.index("split"), "split", pa.array(split, pa.string()))
 
 

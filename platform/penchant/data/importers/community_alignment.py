@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from penchant.data.dataset import check_vacant
 from penchant.data.importers.collecting import Choices, Origin, Responses, conversation, write_dataset
 from penchant.data.importers.reading import Row, find_parts, text_of, value_of
 from penchant.errors import DataError
@@ -21,9 +22,10 @@ TURNS = ("first", "second", "third", "fourth")
 ANNOTATOR = ("age", "gender", "education_level", "political", "ethnicity", "country")
 """What annotators told of themselves; columns `annotator_age` and so on, kept with the users where they are there."""
 _END = "<|end_of_text|>"
+"""What some responses end with."""
 
 
-def import_community_alignment(source: str, out: Path, *, language: str | None = None, revision: str | None = None) -> str:
+def import_community_alignment(source: str, out: Path, *, language: str | None = None) -> str:
     """Makes the data set; returns what it holds and what to run next, in words. Comparisons are kept with `turn` and `language`.
 
     Args:
@@ -34,13 +36,14 @@ def import_community_alignment(source: str, out: Path, *, language: str | None =
         DataError: A file is missing, or a row is not in the published layout; told with its row and field.
         OutputError: `out` is there and not empty.
     """
+    check_vacant(out)
     columns = ["conversation_id", "annotator_id", "assigned_lang", *(f"annotator_{name}" for name in ANNOTATOR)]
     for turn in TURNS:
         columns += [f"{turn}_turn_prompt", f"{turn}_turn_preferred_response", *(f"{turn}_turn_response_{one}" for one in "abcd")]
     responses, choices = Responses(), Choices(Counter())
-    users: dict[str, dict[str, str | None]] = {}
+    users: dict[str, dict[str, str]] = {}
     read: set[str] = set()
-    for part in find_parts(source, columns=columns, revision=revision):
+    for part in find_parts(source, columns=columns):
         for where, row in part.rows():
             identity, user = (str(value_of(row, name, where, (str, int))) for name in ("conversation_id", "annotator_id"))
             spoken = text_of(row, "assigned_lang", where)
@@ -49,7 +52,7 @@ def import_community_alignment(source: str, out: Path, *, language: str | None =
             read.add(identity)
             facts = users.setdefault(user, {})
             for name in ANNOTATOR:
-                facts[name] = facts.get(name) or _optional(row, f"annotator_{name}")
+                facts[name] = facts.get(name) or _optional(row, f"annotator_{name}", where)
             _compare(user, spoken, row, where, responses, choices)
     if language is not None and not read:
         raise DataError(f"There is no conversation in {language!r}.", where=source, fix="It is one of en, fr, hi, it and pt.")
@@ -63,7 +66,7 @@ def import_community_alignment(source: str, out: Path, *, language: str | None =
         rejected=choices.rejected,
         facts=choices.facts,
         users=pa.table(
-            {"user_id": list(users)} | {f"annotator_{name}": [facts[name] for facts in users.values()] for name in told}
+            {"user_id": list(users)} | {f"annotator_{name}": [facts[name] or None for facts in users.values()] for name in told}
         ),
         left_out=choices.left_out,
         seed=0,
@@ -73,14 +76,14 @@ def import_community_alignment(source: str, out: Path, *, language: str | None =
 def _compare(user: str, language: str, row: Row, where: str, responses: Responses, choices: Choices) -> None:
     history: list[dict[str, str]] = []
     for number, turn in enumerate(TURNS):
-        preferred = _optional(row, f"{turn}_turn_preferred_response") if number else text_of(row, _PREFERRED, where)
-        prompt = _optional(row, f"{turn}_turn_prompt") if number else text_of(row, "first_turn_prompt", where)
+        read = _optional if number else text_of  # there is a first turn
+        preferred, prompt = read(row, f"{turn}_turn_preferred_response", where), read(row, f"{turn}_turn_prompt", where)
         if not preferred or not prompt:
             if prompt:
                 choices.left_out["of a turn without a preferred response"] += 1
             return
         letter = preferred.removeprefix("response_").lower()
-        texts = {one: _text(row, f"{turn}_turn_response_{one}") for one in "abcd"}
+        texts = {one: _optional(row, f"{turn}_turn_response_{one}", where).removesuffix(_END).strip() for one in "abcd"}
         if letter not in texts:
             raise DataError(
                 f"{turn}_turn_preferred_response must be response_a to response_d (got {preferred!r}).",
@@ -96,14 +99,6 @@ def _compare(user: str, language: str, row: Row, where: str, responses: Response
         history.append({"role": "assistant", "content": texts[letter]})
 
 
-_PREFERRED = "first_turn_preferred_response"
-
-
-def _optional(row: Row, name: str) -> str | None:
-    value = row.get(name)
-    return None if value is None else str(value).strip() or None
-
-
-def _text(row: Row, name: str) -> str:
-    """A response without the model's end of text."""
-    return (_optional(row, name) or "").removesuffix(_END).strip()
+def _optional(row: Row, name: str, where: str) -> str:
+    """A text of a row; "" where there is no such field."""
+    return text_of(row, name, where) if name in row else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from penchant.data.dataset import check_vacant
 from penchant.data.importers.collecting import Choices, Origin, Responses, conversation, write_dataset
 from penchant.data.importers.reading import find_parts, text_of
 from penchant.errors import DataError
@@ -37,6 +38,7 @@ def import_hh_rlhf(source: str, out: Path, *, folders: Sequence[str] = FOLDERS, 
         DataError: A file is missing, or a row is not in the published layout; told with its row and field.
         OutputError: `out` is there and not empty.
     """
+    check_vacant(out)
     for folder in folders:
         if _objective(folder) is None:
             raise DataError(f"{folder!r} has no objective.", where="folders", fix="Name folders of helpful-* and harmless-*.")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from penchant.data.dataset import check_vacant
 from penchant.data.importers.collecting import Responses
 from penchant.data.importers.reading import Row, find_parts, text_of, value_of
 from penchant.data.importers.simulation import Simulation, draw_pairs, pair_texts, short_enough, write_simulated
@@ -48,6 +49,7 @@ def import_personalllm(source: str, out: Path, *, setting: Setting = "ten", simu
         DataError: A file is missing, or a row is not in the published layout; told with its row and field.
         OutputError: `out` is there and not empty.
     """
+    check_vacant(out)
     simulation = simulation or Simulation()
     models = MODELS if setting == "ten" else COPL_MODELS
     responses, left_out = Responses(), Counter[str]()

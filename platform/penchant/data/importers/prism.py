@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from penchant.data.dataset import check_vacant
 from penchant.data.importers.collecting import Choices, Origin, Responses, conversation, write_dataset
 from penchant.data.importers.reading import Part, find_parts, text_of, value_of
 from penchant.errors import DataError
@@ -34,13 +35,16 @@ def import_prism(source: str, out: Path) -> str:
         DataError: A file is missing, or a row is not in the published layout; told with its row and field.
         OutputError: `out` is there and not empty.
     """
+    check_vacant(out)
     columns = (
         "user_id", "conversation_id", "conversation_history", "generated_datetime",
         "turn", "user_prompt", "model_response", "score", "if_chosen",
     )  # fmt: skip
-    parts = find_parts(source, columns=columns, hub_config="conversations", wanted=_is_conversations)
-    if any(part.name.startswith("conversations") for part in parts):  # the utterances hold the same again
-        parts = [part for part in parts if not part.name.startswith("utterances")]
+    parts = find_parts(
+        source, columns=columns, hub_config="conversations", wanted=lambda name: _is_of(name, "conversations", "utterances")
+    )
+    if any(_is_of(part.name, "conversations") for part in parts):  # the utterances hold the same again
+        parts = [part for part in parts if not _is_of(part.name, "utterances")]
     responses, choices = Responses(), Choices(Counter())
     for talk in _conversations(parts):
         history: list[dict[str, str]] = []
@@ -84,8 +88,9 @@ class _Talk:
     """The user's message and the answers, by turn."""
 
 
-def _is_conversations(name: str) -> bool:
-    return name.startswith(("conversations", "utterances"))
+def _is_of(name: str, *kinds: str) -> bool:
+    """Whether a file, or a folder that it is in, is named so."""
+    return any(piece.startswith(kinds) for piece in PurePosixPath(name).parts)
 
 
 def _compare(

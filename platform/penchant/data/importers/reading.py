@@ -1,7 +1,7 @@
 """Rows of data sets as they were published: files or folders that were downloaded, or the Hugging Face hub.
 
-One batch is in memory at a time, and of Parquet and CSV only the columns that are asked for. Nothing is fetched unless the
-source says so: `hub:OWNER/NAME`.
+One batch is in memory at a time (but all of a JSON array), and of Parquet and CSV only the columns that are asked for. Nothing is
+fetched unless the source says so: `hub:OWNER/NAME`.
 """
 
 from __future__ import annotations
@@ -64,24 +64,22 @@ def find_parts(
     wanted: Callable[[str], bool] = lambda name: True,
     hub_config: str | None = None,
     hub_folders: Sequence[str | None] = (None,),
-    revision: str | None = None,
 ) -> list[Part]:
     """The files of a data set, in the order of their names, or its splits on the hub.
 
     Args:
-        source: A file, a folder, or `hub:OWNER/NAME`.
+        source: A file, a folder, or `hub:OWNER/NAME`, with `@REVISION` where it is not the newest.
         columns: Those that will be read, where a format can leave others out.
         wanted: Whether a file of a folder belongs to what is read, by its path within the folder.
         hub_config: Configuration of the data set on the hub.
         hub_folders: Folders of it that are loaded one by one.
-        revision: Of the data set on the hub.
 
     Raises:
         DataError: There is no such file or folder, or none of its files can be read; `datasets` is not installed.
         StorageError: The hub refuses, or cannot be reached.
     """
     if source.startswith(HUB):
-        return _hub_parts(source, columns, hub_config, hub_folders, revision)
+        return _hub_parts(source, columns, hub_config, hub_folders)
     path = Path(source)
     if path.is_file():
         return [Part(str(path), path.name, lambda: file_rows(path, columns))]
@@ -142,15 +140,18 @@ def text_of(row: Row, name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"{name!r} must be a text (got {value!r:.80}).", where=where, fix=_LAYOUT)
-    return value.strip()
+    # Half a surrogate pair, which JSON can hold, is in no encoding.
+    return value.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def value_of(row: Row, name: str, where: str, kind: type | tuple[type, ...] = object) -> Any:
     """A field of a row, whatever it is or of a kind.
 
     Raises:
-        DataError: There is no such field, or it is of another kind.
+        DataError: There is no such field, or it is of another kind; or the row is no object.
     """
+    if not isinstance(row, dict):
+        raise DataError(f"It must be an object with {name!r} (got {row!r:.80}).", where=where, fix=_LAYOUT)
     if name not in row:
         raise DataError(f"There is no {name!r}; it has {', '.join(map(str, row)) or 'nothing'}.", where=where, fix=_LAYOUT)
     if not isinstance(row[name], kind):
@@ -216,22 +217,20 @@ def _json_lines(file: TextIO, where: str) -> Iterator[tuple[str, Any]]:
             raise DataError(f"It is not JSON ({error}).", where=place, fix="Write one object a line.") from None
 
 
-def _hub_parts(
-    source: str, columns: Sequence[str], config: str | None, folders: Sequence[str | None], revision: str | None
-) -> list[Part]:
-    name = source.removeprefix(HUB)
+def _hub_parts(source: str, columns: Sequence[str], config: str | None, folders: Sequence[str | None]) -> list[Part]:
+    name, _, revision = source.removeprefix(HUB).partition("@")
     try:
         import datasets
     except ImportError:
         raise DataError(
             "The package `datasets` is not installed.",
             where=source,
-            fix="Install penchant[hub]; or download the files, and give their folder.",
+            fix="Install it with: pip install 'penchant[hub]'; or download the files, and give their folder.",
         ) from None
     parts = []
     for folder in folders:
         try:
-            splits = datasets.load_dataset(name, config, data_dir=folder, revision=revision, streaming=True)
+            splits = datasets.load_dataset(name, config, data_dir=folder, revision=revision or None, streaming=True)
         except Exception as error:  # of the network, of the hub, of a data set's own script: it has no common kind
             raise _hub_error(source, error) from None
         for split, rows in splits.items():

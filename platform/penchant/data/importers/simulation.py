@@ -92,7 +92,7 @@ def draw_pairs(simulation: Simulation, comparisons: int, is_test_P: np.ndarray, 
     return Draw(np.concatenate(users), np.concatenate(pair), np.array(split, dtype=object))
 
 
-def test_prompt_pairs(simulation: Simulation, prompt_P: np.ndarray) -> np.ndarray:
+def held_out_pairs(simulation: Simulation, prompt_P: np.ndarray) -> np.ndarray:
     """bool (P,): the pairs of the prompts that are held out for test."""
     prompts = np.unique(prompt_P)
     held_out = np.random.default_rng([simulation.seed, 0]).permutation(prompts)[: round(simulation.test_prompts * len(prompts))]

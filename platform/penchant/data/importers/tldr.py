@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 
+from penchant.data.dataset import check_vacant
 from penchant.data.importers.collecting import Choices, Origin, Responses, write_dataset
 from penchant.data.importers.reading import find_parts, text_of, value_of
 from penchant.data.importers.simulation import (
@@ -40,9 +41,7 @@ TOP_WORKERS = 10
 Setting = Literal["workers", "length"]
 
 
-def import_tldr(
-    source: str, out: Path, *, setting: Setting = "workers", simulation: Simulation | None = None, revision: str | None = None
-) -> str:
+def import_tldr(source: str, out: Path, *, setting: Setting = "workers", simulation: Simulation | None = None) -> str:
     """Makes the data set; returns what it holds and what to run next, in words.
 
     Args:
@@ -53,10 +52,11 @@ def import_tldr(
         DataError: A file is missing, or a row is not in the published layout; told with its row and field.
         OutputError: `out` is there and not empty.
     """
+    check_vacant(out)
     simulation = simulation or Simulation()
     if setting == "workers":
-        return _import_workers(source, out, simulation.seed, revision)
-    return _import_length(source, out, simulation, revision)
+        return _import_workers(source, out, simulation.seed)
+    return _import_length(source, out, simulation)
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class _Asked:
     is_test: bool
 
 
-def _rows(source: str, revision: str | None) -> Iterator[_Asked]:
+def _rows(source: str) -> Iterator[_Asked]:
     columns = ("info", "summaries", "choice", "worker", "split")
-    for part in find_parts(source, columns=columns, hub_config="comparisons", revision=revision):
+    for part in find_parts(source, columns=columns, hub_config="comparisons"):
         for where, row in part.rows():
             info = value_of(row, "info", where, dict)
             summaries = value_of(row, "summaries", where, list)
@@ -101,9 +101,9 @@ def _first_text(info: dict[str, Any], names: tuple[str, ...], where: str) -> str
     raise DataError(f"'info' has neither {' nor '.join(names)}.", where=where, fix="Give the files as they were published.")
 
 
-def _import_workers(source: str, out: Path, seed: int, revision: str | None) -> str:
+def _import_workers(source: str, out: Path, seed: int) -> str:
     responses, choices = Responses(), Choices(Counter())
-    for asked in _rows(source, revision):
+    for asked in _rows(source):
         pair = [responses.row(asked.prompt, text) for text in asked.texts]
         choices.add(asked.worker, pair[asked.choice], pair[1 - asked.choice], split="test" if asked.is_test else "train")
     return write_dataset(
@@ -120,10 +120,10 @@ def _import_workers(source: str, out: Path, seed: int, revision: str | None) -> 
     )
 
 
-def _import_length(source: str, out: Path, simulation: Simulation, revision: str | None) -> str:
+def _import_length(source: str, out: Path, simulation: Simulation) -> str:
     responses, left_out = Responses(), Counter[str]()
     pairs, workers, is_test = [], [], []
-    for asked in _rows(source, revision):
+    for asked in _rows(source):
         if all("sup" in policy and "ppo" not in policy for policy in asked.policies):
             pairs.append((responses.row(asked.prompt, asked.texts[0]), responses.row(asked.prompt, asked.texts[1])))
             workers.append(asked.worker)

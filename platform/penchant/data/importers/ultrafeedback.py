@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from penchant.data.dataset import check_vacant
 from penchant.data.importers.collecting import Responses
 from penchant.data.importers.reading import find_parts, text_of, value_of
 from penchant.data.importers.simulation import (
@@ -31,9 +32,9 @@ from penchant.data.importers.simulation import (
     distinct_pairs,
     draw_pairs,
     even_groups,
+    held_out_pairs,
     pair_texts,
     short_enough,
-    test_prompt_pairs,
     write_simulated,
 )
 from penchant.errors import DataError
@@ -67,6 +68,7 @@ def import_ultrafeedback(
         DataError: A file is missing, or a row is not in the published layout; told with its row and field.
         OutputError: `out` is there and not empty.
     """
+    check_vacant(out)
     simulation = simulation or Simulation()
     responses, left_out = Responses(), Counter[str]()
     pair_list = [] if pairs is None else _read_pairs(pairs, responses)
@@ -90,7 +92,7 @@ def import_ultrafeedback(
         pair_P2, first_PA = pair_P2[differ], first_PA[differ]
     tastes = TASTES[variant]
     first_PG = first_PA[:, :tastes]
-    draw = draw_pairs(simulation, COMPARISONS[variant], test_prompt_pairs(simulation, prompt_R[pair_P2[:, 0]]), source, left_out)
+    draw = draw_pairs(simulation, COMPARISONS[variant], held_out_pairs(simulation, prompt_R[pair_P2[:, 0]]), source, left_out)
     group = even_groups(simulation, tastes)
     return write_simulated(
         out,

@@ -11,7 +11,7 @@ from penchant.data.importers.community_alignment import import_community_alignme
 from penchant.data.importers.hh_rlhf import import_hh_rlhf
 from penchant.data.importers.prism import import_prism
 from penchant.data.split import split_dataset
-from penchant.errors import DataError
+from penchant.errors import DataError, OutputError
 
 ANSWERS = [("A", 80, True), ("B", 30, False), ("C", 80, False), ("D", None, False)]
 LATER = [("E", 10, False), ("F", 90, True)]
@@ -57,8 +57,8 @@ PRISM_CHOICES = [("u1", "Hello?", "A", "B"), ("u1", "user: Hello?\n\nassistant: 
 
 
 def test_prism_compares_the_chosen_with_lower_scores_of_its_turn(tmp_path, write_rows, chosen_texts):
-    write_rows("prism/conversations.jsonl", [talk()])
-    write_rows("prism/utterances.jsonl", utterances())
+    write_rows("prism/data/conversations.jsonl", [talk()])
+    write_rows("prism/data/utterances.jsonl", utterances())
     write_rows("prism/survey.jsonl", [{"user_id": "u1"}])
     words = import_prism(str(tmp_path / "prism"), tmp_path / "out")
     tables = read_tables(tmp_path / "out")
@@ -68,7 +68,7 @@ def test_prism_compares_the_chosen_with_lower_scores_of_its_turn(tmp_path, write
     assert "2 comparisons of 1 users" in words
     assert "2 whose rejected response has no lower score" in words
     assert "no split and no cohort" in words
-    import_prism(str(tmp_path / "prism" / "utterances.jsonl"), tmp_path / "long")
+    import_prism(str(tmp_path / "prism" / "data" / "utterances.jsonl"), tmp_path / "long")
     long = read_tables(tmp_path / "long")
     assert chosen_texts(long) == PRISM_CHOICES
     assert "timestamp" not in long["comparisons"].column_names
@@ -100,6 +100,7 @@ def test_prism_marks_what_is_chosen_by_its_text_and_has_a_word_for_no_text(tmp_p
         ({"conversation_history": [{"turn": 0, "role": "model", "content": "A"}]}, "before its user's message"),
         ({"generated_datetime": "yesterday"}, "no time (got 'yesterday')"),
         ({"conversation_history": [{"turn": "0", "role": "user"}]}, "row 1, message 0: 'turn' must be int"),
+        ({"conversation_history": ["Hello"]}, "row 1, message 0: It must be an object with 'turn' (got 'Hello')"),
     ],
 )
 def test_prism_mistakes_name_the_row(tmp_path, write_rows, change, said):
@@ -149,6 +150,11 @@ def test_community_alignment_mistakes_name_the_row(tmp_path, write_rows):
         import_community_alignment(str(bad), tmp_path / "out")
     with pytest.raises(DataError, match="no conversation in 'de'"):
         import_community_alignment(str(write_rows("one.csv", [annotated("1", "x")])), tmp_path / "out", language="de")
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "mine").touch()
+    with pytest.raises(OutputError, match="not empty"):
+        import_community_alignment("hub:not/asked", occupied)
     nobody = annotated("1", "x")
     del nobody["annotator_id"]
     with pytest.raises(DataError, match="row 0: There is no 'annotator_id'"):

@@ -84,15 +84,15 @@ def test_the_hub_is_read_through_datasets(monkeypatch):
         return {"train": iter([{"text": "one", "other": 1}])}
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    parts = find_parts("hub:owner/name", columns=("text",), hub_config="talks", hub_folders=("a", "b"), revision="r")
+    parts = find_parts("hub:owner/name@r", columns=("text",), hub_config="talks", hub_folders=("a", "b"))
     assert [(part.name, part.split, part.folder) for part in parts] == [("a/train", "train", "a"), ("b/train", "train", "b")]
-    assert list(parts[0].rows()) == [("hub:owner/name (a/train), row 0", {"text": "one"})]
+    assert list(parts[0].rows()) == [("hub:owner/name@r (a/train), row 0", {"text": "one"})]
     assert asked[1] == ("owner/name", "talks", {"data_dir": "b", "revision": "r", "streaming": True})
 
 
 def test_without_datasets_or_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"Install penchant\[hub\]"):
+    with pytest.raises(DataError, match=r"pip install 'penchant\[hub\]'"):
         find_parts("hub:owner/name", columns=())
 
     def refuse(*args, **options):

@@ -160,6 +160,7 @@ def test_missing_ratings_and_texts_are_left_out_and_told(tmp_path, write_rows):
     del broken[1]["completions"][1]["annotations"]["truthfulness"]
     pairs = binarised()
     pairs[2]["rejected"][1]["content"] = " "
+    broken[3]["completions"][0]["response"] = pairs[3]["chosen"][1]["content"] = "half a pair \ud83d"
     words, _, _ = load(tmp_path, str(write_rows("uf.jsonl", broken)), write_rows("binarised.jsonl", [*pairs, pairs[5]]))
     assert "2 with a blank prompt or response, or again; 2 without all ratings" in words
     assert read_origin(tmp_path / "out")["left_out"]["without all ratings"] == 2
