@@ -89,14 +89,16 @@ def show_trials(rows: list[TrialRow], values: dict[str, Any]) -> None:
 
     found, several = values["summary"], len(values["objectives"]) > 1
     table = Table("Trial", "Settings", "Valid accuracy", "Steps", title=f"Best of {found['trials']} trials")
-    for name in values["objectives"][1:]:
+    others_of = values["objectives"][1:]
+    for name in others_of:
         table.add_column(name.replace("_", " "), justify="right")
     table.add_column("State")
     able = [row for row in rows if row.counts]
     for row in able[:_SHOWN]:
-        others = [f"{getattr(row, name):,.3g}" for name in values["objectives"][1:]]
+        others = [f"{value:,}" if isinstance(value := getattr(row, name), int) else f"{value:.3g}" for name in others_of]
         mark = "*" if several and row.trial in values["front"] else ""
-        table.add_row(f"{row.number}{mark}", in_words(row.values), f"{row.accuracy:.4f}", str(row.steps), *others, row.state)
+        cells = f"{row.number}{mark}", in_words(row.values), f"{row.accuracy:.4f}", str(row.steps), *others, row.state
+        table.add_row(*cells, style="bold" if row.trial == values["best"] else None)
     console.print(table)
     if several:
         console.print("* no other trial is as good in every objective and better in one; the first is the most accurate.")

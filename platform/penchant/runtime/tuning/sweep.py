@@ -157,8 +157,9 @@ class Sweep:
             space=self.space,
             base=base,
         )
-        # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs.
-        own: dict[str, float] = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"CPU": 0}
+        # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs. Ray Tune
+        # refuses a trial that asks for nothing: that one asks for a byte.
+        own: dict[str, float] = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"memory": 1}
         run: Any = TrialAlone if group == 1 else run_group_trial
         trainable = tune.with_resources(tune.with_parameters(run, plan=plan), own)
         # The state that a crash leaves is at most so old, in seconds; the journal replaces Tune's own logs.
