@@ -86,9 +86,11 @@ def fit(
         penchant fit --data my-data --out runs/mine
 
         penchant fit --data my-data --out runs/small graph.seed=1 reward.steps=500
+
+        penchant fit --data my-data --out runs/vpl method=vpl   # another method, to compare with: no bundle
     """
     stages = _stages(data, out, config, experts, overrides, address)
-    stages.fit_reward()
+    stages.fit()
     _evaluate(stages, data)
 
 
@@ -340,11 +342,12 @@ def _evaluate(stages: Any, data: str, bayes_accuracy: float | None = None) -> No
             console.print(sentence, markup=False)
     for note in metrics["notes"]:
         console.print(f"[yellow]note[/] {escape(note)}")
-    graph = metrics["graph"]
-    console.print(
-        f"Graph: {graph['chosen']} (valid {graph['valid_accuracy']:.3f}, {graph['seconds']:.0f} s). "
-        f"Onboarding: {metrics['onboarding']['kind']}. {metrics['run']['seconds']:.0f} s in all."
-    )
+    if "method" in metrics:
+        said = f"Method: {metrics['method']['settings']['name']}"
+    else:
+        graph = metrics["graph"]
+        said = f"Graph: {graph['chosen']} (valid {graph['valid_accuracy']:.3f}, {graph['seconds']:.0f} s)"
+    console.print(f"{said}. Onboarding: {metrics['onboarding']['kind']}. {metrics['run']['seconds']:.0f} s in all.")
     console.print(f"Report: {stages.run.location('report.html')}", markup=False, soft_wrap=True)
 
 
