@@ -17,6 +17,7 @@ from penchant.cli.adapters import adapters_app
 from penchant.cli.data import data_app
 from penchant.cli.forget import data_drop_users, forget, store_app
 from penchant.cli.serve import export, keys_app, roll, serve
+from penchant.cli.study import study
 from penchant.cli.submit import score_table, submit
 from penchant.cli.tune import tune
 from penchant.errors import PenchantError
@@ -39,6 +40,7 @@ app.command()(serve)
 app.command()(roll)
 app.command()(forget)
 app.command()(tune)
+app.command()(study)
 app.command()(submit)
 app.command()(score_table)
 data_app.command("export")(export)

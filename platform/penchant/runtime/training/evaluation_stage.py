@@ -16,6 +16,7 @@ from penchant.data import PreferenceDataset
 from penchant.data.summary import summarise
 from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator, TableEvaluator, dataset_texts
 from penchant.evaluation.experts import expert_table
+from penchant.evaluation.judgements import write_judgements
 from penchant.evaluation.methods import MethodEvaluator
 from penchant.evaluation.metrics import (
     Bootstrap,
@@ -31,7 +32,6 @@ from penchant.evaluation.users import group_purity, project_users
 from penchant.methods.inputs import method_features
 from penchant.methods.saved import load_method
 from penchant.reward.heads import read_head
-from penchant.runtime.training.config import EvaluationSettings
 from penchant.runtime.training.feature_stage import feature_cache
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.stages import Stages
@@ -61,7 +61,7 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
             if isinstance(table, ExpertTable):
                 table.on_progress = functools.partial(_say, status, name)
         users = evaluator.users()
-        metrics = _judge(evaluator, users, settings)
+        metrics = _judge(stages, evaluator, users)
         metrics["onboarding"] |= read_json(stages.run.stage("onboarding") / "onboarding.json")
         metrics["graph"] |= {key: value for key, value in graph.items() if key != "settings"}
         metrics["graph"]["history"] = stages.history("graph")
@@ -102,7 +102,7 @@ def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> d
             seed=settings.evaluation.seed,
         )
         users = evaluator.users()
-        metrics = _judge(evaluator, users, settings.evaluation)
+        metrics = _judge(stages, evaluator, users)
     metrics["method"] = {
         "settings": settings.method.model_dump(mode="json"),
         "about": " ".join((type(settings.method).__doc__ or "").split()),
@@ -113,10 +113,11 @@ def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> d
     return _leave(stages, metrics, users, bayes_accuracy)
 
 
-def _judge(evaluator: TableEvaluator, users: EmbeddedUsers, settings: EvaluationSettings) -> dict[str, Any]:
-    """What is measured of every method."""
-    dataset = evaluator.dataset
+def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> dict[str, Any]:
+    """What is measured of every method. Leaves the judgements themselves too."""
+    dataset, settings = stages.dataset, stages.settings.evaluation
     judgements = evaluator.judge(users)
+    write_judgements(stages.run.path / "judgements.parquet", judgements)
     bootstrap = Bootstrap(judgements, resamples=settings.resamples, seed=settings.seed)
     curve = evaluator.onboarding_curve(settings.onboarding_counts) if (~dataset.seen).any() else {}
     return {
@@ -141,7 +142,7 @@ def _leave(stages: Stages, metrics: dict[str, Any], users: EmbeddedUsers, bayes_
     with track_run(stages.settings.tracking, stages.run, "evaluation") as tracker:
         tracker.summary(metrics["accuracy"])
     stages.run.add("tensorboard")
-    stages.run.share("metrics.json", "report.html")
+    stages.run.share("metrics.json", "report.html", "judgements.parquet")
     return metrics
 
 
