@@ -1,7 +1,7 @@
 """From fits to tables: accuracy over seeds, with intervals and paired differences.
 
-Every fit of a data set is judged on the same test choices. So a row's correctness is averaged over its seeds choice by choice, and
-all rows of a part are resampled together: users and prompts, as in one fit's evaluation (`evaluation.metrics.Bootstrap`).
+Every fit of a data set is judged on the same test choices. So a row's correctness is averaged over its seeds choice by choice,
+and all rows of a part are resampled together: users and prompts, as in one fit's evaluation (`evaluation.metrics.Bootstrap`).
 """
 
 from __future__ import annotations
