@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from penchant.backbone.features import FeatureExtractor
-from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
 from penchant.errors import ConfigError
 from penchant.methods.registry import METHODS, MethodSettings, attribute_of
@@ -50,10 +49,15 @@ def read_attribute(dataset: PreferenceDataset, settings: MethodSettings) -> Attr
     return Attribute(values, np.array([code.get(value, -1) if value is not None else -1 for value in given], dtype=np.int64))
 
 
-def method_features(settings: MethodSettings, feature_RF: Tensor, texts: Sequence[Text], extractor: FeatureExtractor) -> Tensor:
-    """What a method reads of the responses: their features and, if it asks for them, behind these those of the prompt alone."""
+def method_features(settings: MethodSettings, feature_RF: Tensor, prompts: Iterable[str], extractor: FeatureExtractor) -> Tensor:
+    """What a method reads of the responses: their features and, if it asks for them, behind these those of the prompt alone.
+
+    Args:
+        prompts: The prompt of each response; read only where they are asked for.
+    """
     if not METHODS[settings.name].reads_prompts:
         return feature_RF
-    at = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in texts))}
+    prompt_R = list(prompts)
+    at = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompt_R))}
     prompt_PF = torch.from_numpy(extractor.features([(prompt, "") for prompt in at]))
-    return torch.cat([feature_RF, prompt_PF[[at[prompt] for prompt, _ in texts]]], dim=1)
+    return torch.cat([feature_RF, prompt_PF[[at[prompt] for prompt in prompt_R]]], dim=1)

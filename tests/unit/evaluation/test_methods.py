@@ -110,7 +110,7 @@ def test_the_prompts_features_stand_behind_the_responses():
 
     settings = MethodChoice.model_validate({"method": "pal-b"}).method
     features = torch.arange(6.0).reshape(3, 2)
-    inputs = method_features(settings, features, [("a", "x"), ("bbb", "y"), ("a", "z")], Extractor())
+    inputs = method_features(settings, features, iter(["a", "bbb", "a"]), Extractor())
     assert inputs.tolist() == [[0, 1, 1], [2, 3, 3], [4, 5, 1]]
     plain = MethodChoice.model_validate({"method": "lore"}).method
-    assert method_features(plain, features, [("a", "x")], Extractor()) is features
+    assert method_features(plain, features, ["a"], Extractor()) is features

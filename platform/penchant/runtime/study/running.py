@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from penchant import __version__
-from penchant.artifacts import fingerprint, read_json, write_json
+from penchant.artifacts import fingerprint, list_files, read_json, write_json
 from penchant.data import PreferenceDataset
 from penchant.data.changes import ChangeSettings, change_choices
 from penchant.data.planted import save_planted
@@ -36,6 +36,8 @@ class StudyRun:
     out: Path
     data: Mapping[str, Path]
     """Folders of the data sets that are there."""
+    digests: Mapping[str, str]
+    """Fingerprints of their tables."""
 
     @classmethod
     def open(cls, study: StudySettings, out: Path, data: Mapping[str, Path]) -> StudyRun:
@@ -55,7 +57,10 @@ class StudyRun:
             if not folder.is_dir():
                 save_planted(world, folder)
             found[name] = folder
-        return cls(study, out, found)
+        digests = {}
+        for name, folder in found.items():
+            digests[name] = fingerprint({file: value for file, value in list_files(folder).items() if file.endswith(".parquet")})
+        return cls(study, out, found, digests)
 
     def cells(self, parts: Sequence[str] = ()) -> list[Cell]:
         """The fits whose data is there, of all parts or some.
@@ -110,12 +115,13 @@ class StudyRun:
     def _data_identity(self, cell: Cell) -> list[Any]:
         # A change that does nothing is the same with every seed.
         changed = cell.change != ChangeSettings()
-        return [str(self.data[cell.data].resolve()), cell.change.model_dump(mode="json"), cell.seed if changed else None]
+        return [self.digests[cell.data], cell.change.model_dump(mode="json"), cell.seed if changed else None]
 
     def _identity(self, cell: Cell) -> dict[str, Any]:
         return {
             "penchant": __version__,
-            "data": [cell.data, *self._data_identity(cell)[1:]],
+            "name": cell.data,
+            "data": self._data_identity(cell),
             "settings": cell.settings.model_dump(mode="json", exclude={"workers", "tracking"}),
         }
 

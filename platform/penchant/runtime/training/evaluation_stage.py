@@ -14,7 +14,7 @@ from penchant.artifacts import read_json, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.data import PreferenceDataset
 from penchant.data.summary import summarise
-from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator, TableEvaluator, dataset_texts
+from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator, TableEvaluator
 from penchant.evaluation.experts import expert_table
 from penchant.evaluation.judgements import write_judgements
 from penchant.evaluation.methods import MethodEvaluator
@@ -90,12 +90,13 @@ def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> d
         method, vector_UD = load_method(folder)
         feature_RF = Prepared.open(stages.run.stage("prepared")).features().float()
         extractor = FeatureExtractor(settings.backbone, feature_cache(settings.backbone))
+        prompts = (dataset.prompts[number] for number in dataset.prompt_of_response)
         groups = len(dataset.group_names) if (folder / "oracle.safetensors").is_file() else 0
         evaluator = MethodEvaluator(
             method,
             vector_UD,
             dataset,
-            method_features(settings.method, feature_RF, dataset_texts(dataset), extractor),
+            method_features(settings.method, feature_RF, prompts, extractor),
             uniform=read_head(folder / "uniform.safetensors", settings.reward.head, user_dim=0),
             oracle=read_head(folder / "oracle.safetensors", settings.reward.head, user_dim=groups) if groups else None,
             attribute=stages.attribute,

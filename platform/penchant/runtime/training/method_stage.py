@@ -45,7 +45,8 @@ def method_loop(config: dict[str, Any]) -> None:
     if groups is not None:
         tables["oracle"] = UserTable(torch.eye(groups.shape[1]), groups.argmax(1).numpy()[columns["user"]])
     extractor = FeatureExtractor(backbone, feature_cache(backbone), device)
-    inputs_RF = method_features(method_settings, feature_RF, prepared.texts(), extractor)
+    prompts = (prompt for batch in prepared.text_batches() for prompt, _ in batch)
+    inputs_RF = method_features(method_settings, feature_RF, prompts, extractor)
     attribute_U: np.ndarray | None = config["attribute"]
     shapes = Shapes(
         features=feature_RF.shape[1],

@@ -70,7 +70,7 @@ def test_a_row_that_no_fit_takes_is_refused():
 
 @pytest.fixture
 def run(tmp_path):
-    """A study whose fits were judged on 4,000 choices: `lore` is right more often than `penchant`, the second seed than the other."""
+    """A study whose fits were judged on 4,000 choices: `lore` is right more often than `penchant`, seed 1 than seed 0."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     made = StudyRun.open(study(), tmp_path / "out", {name: tmp_path / name for name in ("one", "two")})
