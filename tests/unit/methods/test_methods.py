@@ -191,7 +191,7 @@ def test_lore_is_a_weighted_sum_of_rewards():
         weight = [math.exp(value) for value in method.user_rows[row].tolist()]
         rewards = [(method.basis.weight[number] @ text_NF[row]).item() for number in range(3)]
         expected = sum(w * r for w, r in zip(weight, rewards, strict=True)) / sum(weight)
-        assert float(scores[row]) == pytest.approx(expected, rel=1e-4)
+        assert scores[row].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_pal_a_is_a_distance_from_the_ideal_point():

@@ -41,7 +41,7 @@ class Line:
     accuracy: dict[tuple[str, str], Estimate]
     """(cohort, kind) -> share of the test choices ranked right."""
     gain: dict[tuple[str, str], Estimate]
-    """The same less that of the part's first row, paired; empty for that one."""
+    """The same less that of the part's first row at the same value, paired; of the first row, less that at its first value."""
     wrong: dict[tuple[str, str], Estimate]
     """The same given another user's embedding; empty for uniform and oracle."""
     seconds: float | None
@@ -81,7 +81,8 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
     lines = []
     for key, group in groups.items():
         seconds = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
-        base = (first[0], key[1]) if (first[0], key[1]) in groups else first
+        other = (first[0], key[1])
+        base = other if key[0] != first[0] and other in groups else first
         gain = {} if key == base else _estimates(bootstrap, _name(key), less=_name(base))
         wrong = _estimates(bootstrap, _name(key, WRONG))
         lines.append(Line(*key, len(group), _estimates(bootstrap, _name(key)), gain, wrong, seconds))
