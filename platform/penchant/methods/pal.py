@@ -40,8 +40,9 @@ class PALBSettings(_PALSettings):
     name: Literal["pal-b"] = "pal-b"
 
 
-def _two_layers(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))
+def _two_layers(inputs: int, outputs: int, dropout: float) -> nn.Module:
+    # The authors have no dropout, and a tenth of our learning rate; here every method has that of the shared head.
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout), nn.Linear(outputs, outputs))
 
 
 class PALA(FittedMethod):
@@ -49,7 +50,7 @@ class PALA(FittedMethod):
 
     def __init__(self, settings: PALASettings, shapes: Shapes, head: HeadSettings) -> None:
         super().__init__(settings, shapes, head, row_dim=settings.prototypes)
-        self.project = _two_layers(shapes.features, settings.dim)
+        self.project = _two_layers(shapes.features, settings.dim, head.dropout)
         # Texts' features are standardised: these are K texts that nobody wrote.
         self.prototype_KF = nn.Parameter(torch.randn(settings.prototypes, shapes.features))
 
@@ -75,8 +76,8 @@ class PALB(FittedMethod):
 
     def __init__(self, settings: PALBSettings, shapes: Shapes, head: HeadSettings) -> None:
         super().__init__(settings, shapes, head, row_dim=settings.prototypes)
-        self.project = _two_layers(shapes.features, settings.dim)
-        self.wishes = nn.ModuleList(_two_layers(shapes.prompts, settings.dim) for _ in range(settings.prototypes))
+        self.project = _two_layers(shapes.features, settings.dim, head.dropout)
+        self.wishes = nn.ModuleList(_two_layers(shapes.prompts, settings.dim, head.dropout) for _ in range(settings.prototypes))
 
     def vectors(self, row_ND: Tensor) -> Tensor:
         """See `FittedMethod.vectors`: weights on the simplex."""

@@ -181,7 +181,7 @@ def rows_of(method, seed=0):
 
 
 def layers(network, x):
-    return network[2].weight @ (network[0].weight @ x + network[0].bias).relu() + network[2].bias
+    return network[-1].weight @ (network[0].weight @ x + network[0].bias).relu() + network[-1].bias
 
 
 def test_lore_is_a_weighted_sum_of_rewards():
