@@ -92,8 +92,8 @@ def _drifted(comparisons: pa.Table, users: pa.Table, share: float, random: np.ra
             continue
         former = halves.get(ids[random.choice(others)], [])
         early = halves.get(ids[at], [])
-        for row, other in zip(early, former, strict=False):
-            source[row] = other
+        shared = min(len(early), len(former))
+        source[early[:shared]] = former[:shared]
         dropped[early[len(former) :]] = True
     # The user stays; what they were asked and answered is the other's.
     taken = comparisons.take(pa.array(source))
