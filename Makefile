@@ -51,6 +51,10 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python $$benchmark || exit 1; done
 
+.PHONY: study
+study: $(STAMP)  ## Run the fits that the study lacks and write docs/results.md; STUDY_DATA="--data alpaca-p4=FOLDER ..."
+	$(BIN)/penchant study study/frozen.yaml $(STUDY_DATA)
+
 .PHONY: clean
 clean:  ## Remove the environment and what tools left
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis platform/*.egg-info

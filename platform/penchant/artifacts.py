@@ -28,6 +28,8 @@ from penchant.errors import ArtifactError, OutputError
 
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
+METHOD = "method.json"
+"""What a method that makes no bundle leaves in the folder method/ of its run."""
 
 
 def fingerprint(value: Any) -> str:
@@ -260,6 +262,13 @@ class Manifest:
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
+            for run in (folder, folder.parent):
+                if (run / "method" / METHOD).is_file():
+                    raise ArtifactError(
+                        "This run is of a method that is for comparing, and has no bundle.",
+                        where=str(run),
+                        fix="What is served, scored and onboarded is a fit with method=penchant, the default.",
+                    )
             raise ArtifactError(
                 "This folder is not a bundle (it has no manifest.json).",
                 where=str(folder),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -118,9 +118,14 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """The field names of the model nested at a location, or the nearest model above it."""
+    options: dict[str, type[BaseModel]] = {}
     for part in location:
         field = model.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            continue
-        model = field.annotation
+        if part in options:
+            model, options = options[part], {}
+        elif field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+        elif field is not None and isinstance(field.discriminator, str):
+            # One of several models, of which the next part of the location names one.
+            options = {kind.model_fields[field.discriminator].default: kind for kind in get_args(field.annotation)}
     return list(model.model_fields)

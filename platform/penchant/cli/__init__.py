@@ -17,6 +17,7 @@ from penchant.cli.adapters import adapters_app
 from penchant.cli.data import data_app
 from penchant.cli.forget import data_drop_users, forget, store_app
 from penchant.cli.serve import export, keys_app, roll, serve
+from penchant.cli.study import study
 from penchant.cli.submit import score_table, submit
 from penchant.cli.tune import tune
 from penchant.errors import PenchantError
@@ -39,6 +40,7 @@ app.command()(serve)
 app.command()(roll)
 app.command()(forget)
 app.command()(tune)
+app.command()(study)
 app.command()(submit)
 app.command()(score_table)
 data_app.command("export")(export)
@@ -86,9 +88,11 @@ def fit(
         penchant fit --data my-data --out runs/mine
 
         penchant fit --data my-data --out runs/small graph.seed=1 reward.steps=500
+
+        penchant fit --data my-data --out runs/vpl method=vpl   # another method, to compare with: no bundle
     """
     stages = _stages(data, out, config, experts, overrides, address)
-    stages.fit_reward()
+    stages.fit()
     _evaluate(stages, data)
 
 
@@ -340,11 +344,12 @@ def _evaluate(stages: Any, data: str, bayes_accuracy: float | None = None) -> No
             console.print(sentence, markup=False)
     for note in metrics["notes"]:
         console.print(f"[yellow]note[/] {escape(note)}")
-    graph = metrics["graph"]
-    console.print(
-        f"Graph: {graph['chosen']} (valid {graph['valid_accuracy']:.3f}, {graph['seconds']:.0f} s). "
-        f"Onboarding: {metrics['onboarding']['kind']}. {metrics['run']['seconds']:.0f} s in all."
-    )
+    if "method" in metrics:
+        said = f"Method: {metrics['method']['settings']['name']}"
+    else:
+        graph = metrics["graph"]
+        said = f"Graph: {graph['chosen']} (valid {graph['valid_accuracy']:.3f}, {graph['seconds']:.0f} s)"
+    console.print(f"{said}. Onboarding: {metrics['onboarding']['kind']}. {metrics['run']['seconds']:.0f} s in all.")
     console.print(f"Report: {stages.run.location('report.html')}", markup=False, soft_wrap=True)
 
 

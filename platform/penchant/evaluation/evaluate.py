@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,57 +32,35 @@ class EmbeddedUsers:
         return EmbeddedUsers(self.embedding_UD[torch.from_numpy(user)], self.known_U[user])
 
 
-class Evaluator:
-    """Judges a data set's test comparisons with a bundle's model, the oracle and the wrong user's embedding.
+class TableEvaluator:
+    """Judges a data set's test comparisons with tables of scores, the oracle and the wrong user's embedding.
 
     Args:
-        model: The bundle at work.
-        dataset: Seen users are looked up in the bundle; unseen ones are onboarded from their train and valid rows.
-        feature_RF: Features of the data set's responses, in its order.
+        dataset: Unseen users are onboarded from their train and valid rows.
+        tables: `uniform` and `personalised`, and others; each scores the data set's responses.
         oracle: What scores the responses for users by their true groups, where that was trained.
         seed: Fixes the wrong users and the order of an unseen user's comparisons.
     """
 
     def __init__(
-        self,
-        model: PersonalisedRewardModel,
-        dataset: PreferenceDataset,
-        feature_RF: Tensor,
-        *,
-        oracle: ScoreTable | None = None,
-        seed: int = 0,
+        self, dataset: PreferenceDataset, tables: Mapping[str, ScoreTable], *, oracle: ScoreTable | None = None, seed: int = 0
     ) -> None:
-        self.model, self.dataset = model, dataset
-        self.feature_RF = feature_RF.float()
+        self.dataset, self.tables = dataset, dict(tables)
         self.random = np.random.default_rng(seed)
-        self.tables = model.texts.tables(dataset_texts(dataset), self.feature_RF)
         if oracle is not None and dataset.group is not None and (dataset.group >= 0).all():
             self.tables["oracle"] = oracle
-        row = {key: number for number, key in enumerate(model.parts.response_keys)}
-        self.known_R = np.array([row.get(key, -1) for key in response_keys(dataset)], dtype=np.int64)
         self.test = dataset.select(split="test")
         unseen = dataset.select(split=("train", "valid"), cohort="unseen")
         self._onboarding = unseen.take(self.random.permutation(len(unseen)))
 
     def users(self, limit: int | None = None) -> EmbeddedUsers:
         """Every user's embedding; unseen users are onboarded from at most `limit` of their comparisons."""
-        dataset, parts = self.dataset, self.model.parts
-        embedding = torch.zeros(len(dataset.user_ids), parts.user_UD.shape[1])
-        known = np.zeros(len(dataset.user_ids), dtype=bool)
-        row = {user: number for number, user in enumerate(parts.user_ids)}
-        at = np.array([row.get(user, -1) for user in dataset.user_ids])
-        inside = dataset.seen & (at >= 0)
-        embedding[torch.from_numpy(inside)] = parts.user_UD[at[inside]]
-        known[inside] = True
+        raise NotImplementedError
+
+    def _onboard_from(self, limit: int | None) -> DatasetComparisons:
+        """What unseen users are onboarded from: at most `limit` comparisons of each."""
         rows = self._onboarding
-        if limit is not None:
-            rows = rows.take(rank_within(rows.user) < limit)
-        users, number = np.unique(rows.user, return_inverse=True)
-        if len(users):
-            coded = Comparisons(number, rows.chosen, rows.rejected)
-            embedding[torch.from_numpy(users)] = self.model.embed(coded, self.feature_RF, self.known_R, num_users=len(users))
-            known[users] = True
-        return EmbeddedUsers(embedding, known)
+        return rows if limit is None else rows.take(rank_within(rows.user) < limit)
 
     def judge(self, users: EmbeddedUsers) -> Judgements:
         """Margins of every method on the test comparisons."""
@@ -146,6 +124,50 @@ class Evaluator:
                 break
             wrong[same] = self.random.choice(pool, int(same.sum()))
         return wrong
+
+
+class Evaluator(TableEvaluator):
+    """Judges a bundle's model.
+
+    Args:
+        model: The bundle at work.
+        dataset: Seen users are looked up in the bundle; unseen ones are onboarded.
+        feature_RF: Features of the data set's responses, in its order.
+        oracle: See `TableEvaluator`.
+        seed: See `TableEvaluator`.
+    """
+
+    def __init__(
+        self,
+        model: PersonalisedRewardModel,
+        dataset: PreferenceDataset,
+        feature_RF: Tensor,
+        *,
+        oracle: ScoreTable | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.feature_RF = model, feature_RF.float()
+        super().__init__(dataset, model.texts.tables(dataset_texts(dataset), self.feature_RF), oracle=oracle, seed=seed)
+        row = {key: number for number, key in enumerate(model.parts.response_keys)}
+        self.known_R = np.array([row.get(key, -1) for key in response_keys(dataset)], dtype=np.int64)
+
+    def users(self, limit: int | None = None) -> EmbeddedUsers:
+        """See `TableEvaluator.users`."""
+        dataset, parts = self.dataset, self.model.parts
+        embedding = torch.zeros(len(dataset.user_ids), parts.user_UD.shape[1])
+        known = np.zeros(len(dataset.user_ids), dtype=bool)
+        row = {user: number for number, user in enumerate(parts.user_ids)}
+        at = np.array([row.get(user, -1) for user in dataset.user_ids])
+        inside = dataset.seen & (at >= 0)
+        embedding[torch.from_numpy(inside)] = parts.user_UD[at[inside]]
+        known[inside] = True
+        rows = self._onboard_from(limit)
+        users, number = np.unique(rows.user, return_inverse=True)
+        if len(users):
+            coded = Comparisons(number, rows.chosen, rows.rejected)
+            embedding[torch.from_numpy(users)] = self.model.embed(coded, self.feature_RF, self.known_R, num_users=len(users))
+            known[users] = True
+        return EmbeddedUsers(embedding, known)
 
 
 def dataset_texts(dataset: PreferenceDataset) -> list[Text]:

@@ -9,6 +9,7 @@ Shapes: C comparisons, U users, P prompts, B resamples.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,25 @@ class Bootstrap:
         judgements: What is judged.
         resamples: B.
         seed: Fixes the draws.
+        methods: Whose margins, in this order; those that are not there are left out.
+        measure: From margins (C,) to what is averaged.
     """
 
-    def __init__(self, judgements: Judgements, *, resamples: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        judgements: Judgements,
+        *,
+        resamples: int = 1000,
+        seed: int = 0,
+        methods: Sequence[str] = METHODS,
+        measure: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        measure = measure or correctness
         self.cells = judgements.cells()
-        self.methods = [name for name in METHODS if name in judgements.margins]
+        self.methods = [name for name in methods if name in judgements.margins]
         users, user = np.unique(judgements.user, return_inverse=True)
         prompts, prompt = np.unique(judgements.prompt, return_inverse=True)
-        right = {name: correctness(judgements.margins[name]) for name in self.methods}
+        right = {name: measure(judgements.margins[name]) for name in self.methods}
         random = np.random.default_rng(seed)
         shape = (len(users), len(prompts))
 

@@ -5,8 +5,11 @@ Shapes: N texts, F features, H hidden, D user embedding.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
+from penchant.artifacts import read_tensors
 from penchant.backbone.standardise import Standardise
 from penchant.reward.config import HeadSettings
 
@@ -73,3 +76,15 @@ def make_head(settings: HeadSettings, *, feature_dim: int, user_dim: int) -> Rew
     """The head that the settings ask for; `user_dim` 0 makes one without users (uniform)."""
     kind = TwoTermHead if settings.kind == "two_term" else LinearHead
     return kind(settings, feature_dim, user_dim)
+
+
+def read_head(path: Path, settings: HeadSettings, *, user_dim: int) -> RewardHead:
+    """A head from the file that training left, in eval mode.
+
+    Raises:
+        ArtifactError: It is missing or damaged.
+    """
+    tensors = read_tensors(path)
+    head = make_head(settings, feature_dim=len(tensors["standardise.mean"]), user_dim=user_dim)
+    head.load_state_dict(tensors)
+    return head.eval()

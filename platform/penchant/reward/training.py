@@ -91,21 +91,26 @@ class RewardTrainer:
         for name, users in data.users.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
-                head = make_head(
-                    settings.head,
-                    feature_dim=data.feature_RF.shape[1],
-                    user_dim=0 if users is None else users.embedding.shape[1],
-                )
-            head.standardise.fit(data.feature_RF[seen_text.cpu()])
+                head = self._make_head(name, users)
+            head.standardise.fit(self._features(name)[seen_text].cpu())
             self.heads[name] = head.to(device)
         self.wrapped = {name: wrap(head) for name, head in self.heads.items()}
-        self.optimizers = {
-            name: torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-            for name, head in self.heads.items()
-        }
+        self.optimizers = {name: self._make_optimizer(head) for name, head in self.heads.items()}
         self.step_number = 0
         self.best = dict.fromkeys(self.heads, -1.0)
         self.best_state = {name: self._snapshot(name) for name in self.heads}
+
+    def _make_head(self, name: str, users: UserTable | None) -> RewardHead:
+        user_dim = 0 if users is None else users.embedding.shape[1]
+        return make_head(self.settings.head, feature_dim=self.feature_RF.shape[1], user_dim=user_dim)
+
+    def _make_optimizer(self, head: RewardHead) -> torch.optim.Optimizer:
+        """Its parameters are in the order of `head.named_parameters()`, or a checkpoint could not name them."""
+        return torch.optim.AdamW(head.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
+
+    def _features(self, name: str) -> Tensor:
+        """What a model reads of the responses: (R, F)."""
+        return self.feature_RF
 
     def _batch(self) -> Tensor:
         """This worker's rows of the step's batch. Fixed by (seed, step), whatever the number of workers."""
@@ -114,7 +119,7 @@ class RewardTrainer:
         return self.train_rows[drawn[self.rank :: self.world_size].to(self.device)]
 
     def _margin(self, name: str, model: torch.nn.Module, rows: Tensor) -> Tensor:
-        features = self.feature_RF[self.comparisons[:, rows].flatten()]
+        features = self._features(name)[self.comparisons[:, rows].flatten()]
         known = self.users[name]
         users = None
         if known is not None:
@@ -122,6 +127,10 @@ class RewardTrainer:
             users = embedding[row[rows]].repeat(2, 1)
         score = model(features, users)
         return score[: len(rows)] - score[len(rows) :]
+
+    def _loss(self, name: str, model: torch.nn.Module, rows: Tensor) -> Tensor:
+        """A model's loss, summed over these training comparisons."""
+        return -functional.logsigmoid(self._margin(name, model, rows)).sum()
 
     def step(self) -> dict[str, float]:
         """One update of every model on the same batch; returns the losses of this worker's part.
@@ -136,8 +145,7 @@ class RewardTrainer:
             # Dropout too is fixed by (seed, step, rank), so that a resumed run repeats an uninterrupted one.
             torch.manual_seed((self.settings.seed * 1_000_003 + self.step_number) * 4_096 + self.rank)
             # Data-parallel training averages gradients over workers: scale so that the mean is over the whole batch.
-            loss = -functional.logsigmoid(self._margin(name, model, rows)).sum()
-            loss = loss * self.world_size / self.settings.batch_size
+            loss = self._loss(name, model, rows) * self.world_size / self.settings.batch_size
             self.optimizers[name].zero_grad(set_to_none=True)
             loss.backward()
             losses[name] = loss.item()

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from penchant.backbone.config import BackboneSettings
 from penchant.config import Settings
 from penchant.graph.config import GraphSettings
+from penchant.methods.registry import MethodOption, PenchantSettings
 from penchant.reward.config import ExpertSettings, RewardSettings
 from penchant.scoring.config import OnboardingSettings
 
@@ -64,6 +65,9 @@ class TrackingSettings(Settings):
 class FitSettings(Settings):
     """Everything that `penchant fit` can be told: in a YAML file, or as key=value."""
 
+    method: MethodOption = PenchantSettings()
+    """`penchant`, or another to compare it with, by name or with its own settings: `uniform`, `i2e`, `proxy`, `vpl`, `pal-a`,
+    `pal-b`, `lore`, `oracle`. Others take backbone, reward and evaluation as they are, on the frozen base and one worker."""
     backbone: BackboneSettings = BackboneSettings()
     """The frozen base model and its features."""
     graph: GraphSettings = GraphSettings()

@@ -11,10 +11,13 @@ from rich.status import Status
 
 from penchant import __version__
 from penchant.artifacts import read_json, write_json
+from penchant.backbone.features import FeatureExtractor
 from penchant.data import PreferenceDataset
 from penchant.data.summary import summarise
-from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator
+from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator, TableEvaluator
 from penchant.evaluation.experts import expert_table
+from penchant.evaluation.judgements import write_judgements
+from penchant.evaluation.methods import MethodEvaluator
 from penchant.evaluation.metrics import (
     Bootstrap,
     accuracy_table,
@@ -26,6 +29,10 @@ from penchant.evaluation.metrics import (
 from penchant.evaluation.questions import Answerer, compare_questions
 from penchant.evaluation.report import MapPoints, write_report
 from penchant.evaluation.users import group_purity, project_users
+from penchant.methods.inputs import method_features
+from penchant.methods.saved import load_method
+from penchant.reward.heads import read_head
+from penchant.runtime.training.feature_stage import feature_cache
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.stages import Stages
 from penchant.runtime.training.tracking import track_run
@@ -41,6 +48,8 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
         bayes_accuracy: The best reachable accuracy, where it is known by construction (the planted world).
         answerer: Whoever answers for unseen users what they were never asked, where that is known (the planted world).
     """
+    if stages.is_method:
+        return evaluate_method(stages, bayes_accuracy=bayes_accuracy)
     dataset, settings = stages.dataset, stages.settings.evaluation
     graph, reward = stages.fit_graph(), stages.fit_reward()
     feature_RF = Prepared.open(stages.run.stage("prepared")).features()
@@ -52,25 +61,12 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
             if isinstance(table, ExpertTable):
                 table.on_progress = functools.partial(_say, status, name)
         users = evaluator.users()
-        judgements = evaluator.judge(users)
-        bootstrap = Bootstrap(judgements, resamples=settings.resamples, seed=settings.seed)
-        curve = evaluator.onboarding_curve(settings.onboarding_counts) if (~dataset.seen).any() else {}
-        metrics: dict[str, Any] = {
-            "accuracy": accuracy_table(bootstrap),
-            "differences": paired_differences(bootstrap),
-            "recovered": recovered_share(bootstrap),
-            "calibration": calibration_table(judgements),
-            "onboarding": {
-                **read_json(stages.run.stage("onboarding") / "onboarding.json"),
-                "curve": onboarding_points(curve, resamples=settings.resamples, seed=settings.seed),
-            },
-            "graph": {key: value for key, value in graph.items() if key != "settings"}
-            | {"purity": _purity(dataset, users), "history": stages.history("graph")},
-            "reward": reward["frozen"] | {"history": stages.history("reward")},
-            "data": summarise(dataset).as_dict(),
-            "notes": _notes(dataset, oracle is not None),
-            "run": {"penchant": __version__, "bundle": model.manifest.name, "seconds": 0.0},
-        }
+        metrics = _judge(stages, evaluator, users)
+        metrics["onboarding"] |= read_json(stages.run.stage("onboarding") / "onboarding.json")
+        metrics["graph"] |= {key: value for key, value in graph.items() if key != "settings"}
+        metrics["graph"]["history"] = stages.history("graph")
+        metrics["reward"] = reward["frozen"] | {"history": stages.history("reward")}
+        metrics["run"] = {"penchant": __version__, "bundle": model.manifest.name}
         if model.parts.experts is not None:
             metrics["experts"] = {
                 **reward["experts"],
@@ -82,15 +78,72 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
             status.update("Evaluating: asking new users")
             questions = compare_questions(evaluator, answerer, resamples=settings.resamples, seed=settings.seed)
             metrics |= {} if questions is None else {"questions": questions}
+    return _leave(stages, metrics, users, bayes_accuracy)
+
+
+def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str, Any]:
+    """The same for a run of another method than Penchant's, which has no bundle."""
+    dataset, settings = stages.dataset, stages.settings
+    summary = stages.fit_method()
+    folder = stages.run.stage("method")
+    with stages.console.status("Evaluating"):
+        method, vector_UD = load_method(folder)
+        feature_RF = Prepared.open(stages.run.stage("prepared")).features().float()
+        extractor = FeatureExtractor(settings.backbone, feature_cache(settings.backbone))
+        prompts = (dataset.prompts[number] for number in dataset.prompt_of_response)
+        groups = len(dataset.group_names) if (folder / "oracle.safetensors").is_file() else 0
+        evaluator = MethodEvaluator(
+            method,
+            vector_UD,
+            dataset,
+            method_features(settings.method, feature_RF, prompts, extractor),
+            uniform=read_head(folder / "uniform.safetensors", settings.reward.head, user_dim=0),
+            oracle=read_head(folder / "oracle.safetensors", settings.reward.head, user_dim=groups) if groups else None,
+            attribute=stages.attribute,
+            seed=settings.evaluation.seed,
+        )
+        users = evaluator.users()
+        metrics = _judge(stages, evaluator, users)
+    metrics["method"] = {
+        "settings": settings.method.model_dump(mode="json"),
+        "about": " ".join((type(settings.method).__doc__ or "").split()),
+    }
+    metrics["onboarding"]["kind"] = settings.method.name
+    metrics["reward"] = summary | {"history": stages.history("method")}
+    metrics["run"] = {"penchant": __version__}
+    return _leave(stages, metrics, users, bayes_accuracy)
+
+
+def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> dict[str, Any]:
+    """What is measured of every method. Leaves the judgements themselves too."""
+    dataset, settings = stages.dataset, stages.settings.evaluation
+    judgements = evaluator.judge(users)
+    write_judgements(stages.run.path / "judgements.parquet", judgements)
+    bootstrap = Bootstrap(judgements, resamples=settings.resamples, seed=settings.seed)
+    curve = evaluator.onboarding_curve(settings.onboarding_counts) if (~dataset.seen).any() else {}
+    return {
+        "accuracy": accuracy_table(bootstrap),
+        "differences": paired_differences(bootstrap),
+        "recovered": recovered_share(bootstrap),
+        "calibration": calibration_table(judgements),
+        "onboarding": {"curve": onboarding_points(curve, resamples=settings.resamples, seed=settings.seed)},
+        "graph": {"purity": _purity(dataset, users)},
+        "data": summarise(dataset).as_dict(),
+        "notes": _notes(dataset, "oracle" in evaluator.tables),
+    }
+
+
+def _leave(stages: Stages, metrics: dict[str, Any], users: EmbeddedUsers, bayes_accuracy: float | None) -> dict[str, Any]:
+    """Writes the metrics and the report, and hands the metrics to whatever tracks the run."""
     if bayes_accuracy is not None:
         metrics["bayes_accuracy"] = bayes_accuracy
     metrics["run"]["seconds"] = round(time.monotonic() - stages.started, 1)
     write_json(stages.run.path / "metrics.json", metrics)
-    write_report(stages.run.path / "report.html", metrics, _map_points(dataset, users))
+    write_report(stages.run.path / "report.html", metrics, _map_points(stages.dataset, users))
     with track_run(stages.settings.tracking, stages.run, "evaluation") as tracker:
         tracker.summary(metrics["accuracy"])
     stages.run.add("tensorboard")
-    stages.run.share("metrics.json", "report.html")
+    stages.run.share("metrics.json", "report.html", "judgements.parquet")
     return metrics
 
 

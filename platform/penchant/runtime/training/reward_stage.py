@@ -18,7 +18,7 @@ from penchant.reward.config import RewardSettings
 from penchant.reward.training import RewardData, RewardTrainer, UserTable
 from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
-from penchant.runtime.training.progress import open_log
+from penchant.runtime.training.progress import ProgressLog, open_log
 from penchant.runtime.training.workers import prepare_worker
 from penchant.storage import local_copy, replacing
 
@@ -50,6 +50,16 @@ def reward_loop(config: dict[str, Any]) -> None:
         wrap=ray.train.torch.prepare_model,
         device=device,
     )
+    seconds = train_heads(trainer, config, checkpointer, log)
+    if checkpointer.rank == 0:
+        with replacing(config["out"]) as draft:
+            for name, state in trainer.best_state.items():
+                write_tensors(draft / f"{name}.safetensors", state)
+            write_json(draft / "reward.json", summary_of(trainer, seconds))
+
+
+def train_heads(trainer: RewardTrainer, config: dict[str, Any], checkpointer: Checkpointer, log: ProgressLog) -> float:
+    """Trains from the last checkpoint on, with a look in the log for each of the trainer's; returns the seconds that it took."""
     started = time.monotonic() - checkpointer.resume(trainer)
     for progress in trainer.run():
         if config["on_look"]:
@@ -58,7 +68,7 @@ def reward_loop(config: dict[str, Any]) -> None:
             note = ", ".join(f"{name} {value:.3f}" for name, value in progress.valid_accuracy.items())
             log.write(
                 done=progress.step,
-                total=settings.steps,
+                total=trainer.settings.steps,
                 note=f"valid: {note}",
                 step=progress.step,
                 loss=progress.loss,
@@ -67,16 +77,12 @@ def reward_loop(config: dict[str, Any]) -> None:
         if checkpointer.due():
             clock = torch.tensor(time.monotonic() - started)
             checkpointer.save(trainer.state() | {"seconds": clock}, step=progress.step)
-    if checkpointer.rank == 0:
-        with replacing(config["out"]) as draft:
-            for name, state in trainer.best_state.items():
-                write_tensors(draft / f"{name}.safetensors", state)
-            summary = {
-                "valid_accuracy": trainer.best,
-                "steps": trainer.step_number,
-                "seconds": round(time.monotonic() - started, 2),
-            }
-            write_json(draft / "reward.json", summary)
+    return time.monotonic() - started
+
+
+def summary_of(trainer: RewardTrainer, seconds: float) -> dict[str, Any]:
+    """What is told of a training that is done."""
+    return {"valid_accuracy": trainer.best, "steps": trainer.step_number, "seconds": round(seconds, 2)}
 
 
 def user_tables(

@@ -5,7 +5,8 @@ config.yaml       the settings, as `--config` takes them
 prepared/         the data set in integer codes, and its features
 graph/  reward/  experts/   what the stages left; `stage.json` says for which inputs
 bundle/           the model
-metrics.json  report.html
+method/           in place of graph/ to bundle/: another method than Penchant's
+metrics.json  report.html  judgements.parquet
 progress/         JSON lines: the learning curves
 tensorboard/      the same for TensorBoard, where it was asked for
 checkpoints/      Ray Train's
@@ -47,7 +48,9 @@ class RunFolder(MirroredFolder):
     def __init__(self, where: Location, dataset: str, settings: FitSettings) -> None:
         super().__init__(where, identity=_RUN, growing=["progress/"])
         self.dataset, self.settings = dataset, settings
-        decisive = settings.model_dump(mode="json", exclude={"workers", "tracking"})
+        # The default method's name is left out: runs that are older than the choice stay what they are.
+        undecisive = {"workers", "tracking"} | ({"method"} if settings.method.name == "penchant" else set())
+        decisive = settings.model_dump(mode="json", exclude=undecisive)
         identity, found = {"dataset": dataset, "settings": fingerprint(decisive)}, {}
         if (self.path / _RUN).is_file():
             found = read_json(self.path / _RUN)

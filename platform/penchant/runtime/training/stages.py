@@ -15,18 +15,20 @@ from penchant.artifacts import Manifest, read_json, read_tensors, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.loading import outline
 from penchant.data import PreferenceDataset
-from penchant.errors import DataError
+from penchant.errors import ConfigError, DataError
 from penchant.evaluation.evaluate import dataset_texts, response_keys
 from penchant.graph.config import CandidateSettings
 from penchant.graph.encoder import GraphEncoder
 from penchant.graph.neighbours import NeighbourIndex
+from penchant.methods.inputs import read_attribute
 from penchant.reward.experts import check_experts
-from penchant.reward.heads import RewardHead, make_head
+from penchant.reward.heads import RewardHead, read_head
 from penchant.runtime.cluster import start_ray, wait_for_resources
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import activation_loop, expert_loop, missing_activations
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts, take_features
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
+from penchant.runtime.training.method_stage import method_loop
 from penchant.runtime.training.prepared import Prepared, prepare
 from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_progress
 from penchant.runtime.training.reward_stage import MODELS, reward_loop
@@ -49,6 +51,7 @@ _TITLES = {
     "reward": "Reward, frozen",
     "activations": "Lower layers",
     "experts": "Reward, experts",
+    "method": "Method",
 }
 
 
@@ -84,7 +87,8 @@ class Stages:
         _check_learnable(dataset)
         check_tracking(settings.tracking)
         FeatureExtractor(settings.backbone).check()
-        if settings.experts.num_experts:
+        self.attribute = read_attribute(dataset, settings.method)
+        if settings.experts.num_experts and not self.is_method:
             check_experts(outline(settings.backbone), settings.experts, num_users=int(dataset.seen.sum()))
         source = Path(settings.backbone.name)
         if not is_remote(settings.backbone.name) and source.is_dir():
@@ -92,6 +96,15 @@ class Stages:
             backbone = settings.backbone.model_copy(update={"name": str(source.resolve())})
             self.settings = settings = settings.model_copy(update={"backbone": backbone})
         self.run = RunFolder(out, dataset.fingerprint, settings)
+
+    @property
+    def is_method(self) -> bool:
+        """Whether the run is of another method than Penchant's."""
+        return self.settings.method.name != "penchant"
+
+    def fit(self) -> dict[str, Any]:
+        """Everything up to the evaluation; returns the summaries of the heads' or the method's training."""
+        return {"method": self.fit_method()} if self.is_method else self.fit_reward()
 
     def prepare(self) -> Prepared:
         """The data set in integer codes, with the features of its texts."""
@@ -115,7 +128,17 @@ class Stages:
         return prepared
 
     def fit_graph(self) -> dict[str, Any]:
-        """The graph stage; returns its summary."""
+        """The graph stage; returns its summary.
+
+        Raises:
+            ConfigError: The run is of a method that has no graph.
+        """
+        if self.is_method:
+            raise ConfigError(
+                f"Method {self.settings.method.name} has no graph stage, no experts and no bundle.",
+                where="method",
+                fix="Run `penchant fit` or `penchant evaluate` with it, or leave method out.",
+            )
         self.prepare()
         graph = self.settings.graph.model_dump(mode="json")
         inputs = [__version__, self.dataset.fingerprint, self.settings.backbone.model_dump(mode="json"), graph]
@@ -140,6 +163,22 @@ class Stages:
             self.run.share("bundle")
             self.run.mark_done("onboarding", bundle_inputs)
         return phases
+
+    def fit_method(self) -> dict[str, Any]:
+        """Another method than Penchant's, with uniform and the oracle beside it; returns its summary. One worker does it."""
+        self.prepare()
+        reward, method, backbone = (
+            part.model_dump(mode="json") for part in (self.settings.reward, self.settings.method, self.settings.backbone)
+        )
+        inputs = [__version__, self.dataset.fingerprint, backbone, reward, method]
+        if not self.run.is_done("method", inputs):
+            shared = {"reward": reward, "method": method, "backbone": backbone, "attributes": 0, "attribute": None}
+            if self.attribute is not None:
+                # The users' table has the seen users in the order in which they are prepared.
+                shared |= {"attributes": len(self.attribute.values), "attribute": self.attribute.code_U[self.dataset.seen]}
+            self._run("method", method_loop, inputs, shared, results="method", num_workers=1)
+            self.run.mark_done("method", inputs)
+        return read_json(self.run.stage("method") / "training.json")
 
     def _fit_frozen(self) -> list[Any]:
         """The heads on the frozen base; returns what they were made from."""
@@ -210,11 +249,26 @@ class Stages:
         records = (record for record in ProgressLog(self.run.log(stage)).read() if "step" in record)
         return list({(record.get("candidate"), record["step"]): record for record in records}.values())
 
-    def _run(self, name: str, loop: Any, inputs: Any, config: dict[str, Any], *, results: str | None = None) -> None:
-        """Runs a stage's loop on the workers; `results` is the folder of what they leave in `config["out"]`."""
+    def _run(
+        self,
+        name: str,
+        loop: Any,
+        inputs: Any,
+        config: dict[str, Any],
+        *,
+        results: str | None = None,
+        num_workers: int | None = None,
+    ) -> None:
+        """Runs a stage's loop on the workers; `results` is the folder of what they leave in `config["out"]`.
+
+        Args:
+            num_workers: For a stage that is not for as many as the settings say.
+        """
         attempt = self.run.attempt(name, inputs)
         start_ray(self.address)
         workers = self.settings.workers
+        if num_workers is not None:
+            workers = workers.model_copy(update={"num_workers": num_workers, "min_workers": None})
         wanted = "GPU" if workers.use_gpu else "CPU", workers.num_workers or 1
         wait_for_resources(*wanted, seconds=workers.wait_seconds, console=self.console)
         log = ProgressLog(self.run.log(name)) if self.run.uri is None else RelayedLog(self.run.log(name))
@@ -240,10 +294,7 @@ class Stages:
             self.run.collect(attempt, results)
 
     def _head(self, name: str, user_dim: int) -> RewardHead:
-        tensors = read_tensors(self.run.stage("reward") / f"{name}.safetensors")
-        head = make_head(self.settings.reward.head, feature_dim=len(tensors["standardise.mean"]), user_dim=user_dim)
-        head.load_state_dict(tensors)
-        return head.eval()
+        return read_head(self.run.stage("reward") / f"{name}.safetensors", self.settings.reward.head, user_dim=user_dim)
 
     def _assemble(self, graph: dict[str, Any]) -> Manifest:
         """Fits prototypes, chooses how users are onboarded, and writes the bundle."""

@@ -51,6 +51,12 @@ def stage_of(space: Space, base: FitSettings) -> Stage:
 
 
 def _check_stage(space: Space, base: FitSettings, *, where: str) -> None:
+    if base.method.name != "penchant":
+        raise ConfigError(
+            f"A sweep is over Penchant's own settings, not over those of method {base.method.name}.",
+            where=where,
+            fix="Leave method out.",
+        )
     if space.stage == "graph" and len(base.graph.candidates) > 1:
         raise ConfigError(
             f"A trial of the graph stage trains one encoder, and there are {', '.join(base.graph.candidates)}.",

@@ -1,0 +1,75 @@
+"""`penchant study`: the fits of a study that are missing, and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from penchant.errors import ConfigError
+
+console = Console()
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML of the study, such as study/frozen.yaml.", show_default=False)],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="NAME=FOLDER", help="Where a data set of the study is; several.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the fits; give the same again to go on.")] = Path("runs/study"),
+    page: Annotated[Path, typer.Option(help="Markdown page of the tables.")] = Path("docs/results.md"),
+    part: Annotated[list[str] | None, typer.Option(help="Run this part alone; several.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Say what is done and what is missing, and run nothing.")] = False,
+    keep: Annotated[bool, typer.Option(help="Keep bundles and checkpoints of the fits too.")] = False,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
+) -> None:
+    """Run the fits that a study lacks, and write its tables and plots. What is done is not done again.
+
+    Data sets without a folder are left out, and the page says so.
+
+    Example:
+
+        penchant study study/frozen.yaml --data alpaca-p4=data/alpaca-p4 --part methods
+    """
+    from penchant.config import load_settings
+    from penchant.runtime.study.page import write_results
+    from penchant.runtime.study.running import StudyRun
+    from penchant.runtime.study.settings import StudySettings
+
+    run = StudyRun.open(load_settings(StudySettings, file), out, dict(map(_folder, data or [])))
+    if listing:
+        _list(run)
+        return
+    run.run(console, parts=part or [], address=address, keep=keep)
+    given = "".join(f" --data {name}=..." for name in run.data if name not in run.study.planted)
+    write_results(run, page, command=f"penchant study {file}{given}")
+    console.print(f"Tables: {page}\nPlots: {out / 'results.html'}", markup=False, soft_wrap=True)
+
+
+def _folder(given: str) -> tuple[str, Path]:
+    name, equals, folder = given.partition("=")
+    if not equals or not name or not folder:
+        raise ConfigError(f"{given!r} names no folder.", where="--data", fix="Write NAME=FOLDER.")
+    return name, Path(folder)
+
+
+def _list(run: object) -> None:
+    from rich.table import Table
+
+    from penchant.runtime.study.running import StudyRun
+
+    assert isinstance(run, StudyRun)
+    table = Table("Part", "Data", "Fits", "Done", "Seconds of these")
+    for name, part in run.study.parts.items():
+        for data in part.data or run.study.data:
+            cells = [cell for cell in run.cells([name]) if cell.data == data]
+            done = [cell for cell in cells if run.is_done(cell)]
+            seconds = sum(run.metrics(cell)["run"]["seconds"] for cell in done)
+            table.add_row(
+                name, data if data in run.data else f"{data} (no folder)", str(len(cells)), str(len(done)), f"{seconds:.0f}"
+            )
+    console.print(table)
+    folders = {run.folder(cell): run.is_done(cell) for cell in run.cells()}
+    console.print(f"{len(folders)} different fits, {sum(folders.values())} of them done.")

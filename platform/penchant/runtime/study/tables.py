@@ -1,0 +1,106 @@
+"""From fits to tables: accuracy over seeds, with intervals and paired differences.
+
+Every fit of a data set is judged on the same test choices. So a row's correctness is averaged over its seeds choice by choice,
+and all rows of a part are resampled together: users and prompts, as in one fit's evaluation (`evaluation.metrics.Bootstrap`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from penchant.errors import ArtifactError
+from penchant.evaluation.judgements import Judgements, read_judgements
+from penchant.evaluation.metrics import Bootstrap, correctness, interval
+from penchant.runtime.study.running import StudyRun
+from penchant.runtime.study.settings import Cell
+
+ENDS = ("uniform", "oracle")
+"""What stands beside the rows, from the fits of the first."""
+WRONG = "wrong user"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share, or a difference of two, and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a table says of one row, at one value of its part's sweep."""
+
+    row: str
+    value: Any
+    seeds: int
+    accuracy: dict[tuple[str, str], Estimate]
+    """(cohort, kind) -> share of the test choices ranked right."""
+    gain: dict[tuple[str, str], Estimate]
+    """The same less that of the part's first row at the same value, paired; of the first row, less that at its first value."""
+    wrong: dict[tuple[str, str], Estimate]
+    """The same given another user's embedding; empty for uniform and oracle."""
+    seconds: float | None
+    """Of a fit and its evaluation, mean over seeds, as the machine was."""
+
+
+def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
+    """The table of a part for one data set, of the fits that are done; uniform and oracle of the first row stand behind.
+
+    Raises:
+        ArtifactError: Two fits were not judged on the same test choices.
+    """
+    groups: dict[tuple[str, Any], list[Cell]] = {}
+    for cell in run.cells([part]):
+        if cell.data == data and run.is_done(cell):
+            groups.setdefault((cell.row, cell.value), []).append(cell)
+    if not groups:
+        return []
+    frame: Judgements | None = None
+    share: dict[str, np.ndarray] = {}
+    for key, group in groups.items():
+        for cell in group:
+            judged = read_judgements(run.folder(cell) / "judgements.parquet")
+            frame = frame or judged
+            if not (np.array_equal(frame.user, judged.user) and np.array_equal(frame.prompt, judged.prompt)):
+                raise ArtifactError("It was judged on other test choices.", where=str(run.folder(cell)), fix="Remove it.")
+            right = {name: correctness(margin) / len(group) for name, margin in judged.margins.items()}
+            names = {_name(key): "personalised", _name(key, WRONG): "wrong_user"}
+            if key == next(iter(groups)):
+                names |= {name: name for name in ENDS if name in right}
+            for name, source in names.items():
+                share[name] = share.get(name, 0) + right[source]
+    assert frame is not None
+    whole = Judgements(frame.user, frame.prompt, frame.seen, frame.controversial, share)
+    bootstrap = Bootstrap(whole, resamples=run.study.resamples, methods=tuple(share), measure=lambda values: values)
+    first = next(iter(groups))
+    lines = []
+    for key, group in groups.items():
+        seconds = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
+        other = (first[0], key[1])
+        base = other if key[0] != first[0] and other in groups else first
+        gain = {} if key == base else _estimates(bootstrap, _name(key), less=_name(base))
+        wrong = _estimates(bootstrap, _name(key, WRONG))
+        lines.append(Line(*key, len(group), _estimates(bootstrap, _name(key)), gain, wrong, seconds))
+    for name in ENDS:
+        if name in share:
+            lines.append(Line(name, None, len(groups[first]), _estimates(bootstrap, name), {}, {}, None))
+    return lines
+
+
+def _name(key: tuple[str, Any], *more: str) -> str:
+    return repr((*key, *more))
+
+
+def _estimates(bootstrap: Bootstrap, name: str, *, less: str | None = None) -> dict[tuple[str, str], Estimate]:
+    found = {}
+    for cell in bootstrap.cells:
+        value, drawn = bootstrap.value[name, *cell], bootstrap.resampled[name, *cell]
+        if less is not None:
+            value, drawn = value - bootstrap.value[less, *cell], drawn - bootstrap.resampled[less, *cell]
+        found[cell] = Estimate(value, *interval(drawn))
+    return found

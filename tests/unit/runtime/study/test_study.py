@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penchant.artifacts import write_json
+from penchant.cli.study import _folder
+from penchant.config import load_settings, validate_settings
+from penchant.errors import ArtifactError, ConfigError
+from penchant.evaluation.judgements import Judgements, write_judgements
+from penchant.runtime.study.page import write_results
+from penchant.runtime.study.running import StudyRun
+from penchant.runtime.study.settings import StudySettings, cells
+from penchant.runtime.study.tables import part_lines
+
+STUDIES = sorted((Path(__file__).parents[4] / "study").glob("*.yaml"))
+VALUES = {
+    "title": "T",
+    "data": ["one", "two"],
+    "settings": {"reward": {"steps": 50}, "experts": {"num_experts": 0}},
+    "seeds": [0, 1],
+    "resamples": 50,
+    "parts": {
+        "methods": {"title": "Methods", "rows": {"penchant": {}, "lore": {"settings": {"method": "lore"}}}},
+        "flips": {
+            "title": "Flips",
+            "data": ["one"],
+            "seeds": [0],
+            "rows": {"penchant": {}, "wide": {"settings": {"reward": {"head": {"hidden": 8}}}}},
+            "sweep": {"key": "change.flip", "values": [0.0, 0.2], "title": "share"},
+        },
+    },
+}
+
+
+def study(**over):
+    return validate_settings(StudySettings, VALUES | over)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_row_of_the_studies_is_a_fits_settings(path):
+    found = list(cells(load_settings(StudySettings, path)))
+    assert len(found) > 10
+
+
+def test_there_are_studies():
+    assert len(STUDIES) == 2
+
+
+def test_rows_seeds_and_sweeps_are_laid_over_the_common_settings():
+    found = list(cells(study()))
+    assert len(found) == 2 * 2 * 2 + 2 * 2
+    lore = next(cell for cell in found if cell.row == "lore" and cell.seed == 1)
+    assert lore.settings.method.name == "lore"
+    assert (lore.settings.reward.steps, lore.settings.reward.seed, lore.settings.graph.seed) == (50, 1, 1)
+    wide = [cell for cell in found if cell.row == "wide"]
+    assert [cell.change.flip for cell in wide] == [0.0, 0.2]
+    assert {(cell.settings.reward.head.hidden, cell.settings.reward.steps) for cell in wide} == {(8, 50)}
+    swept = {"key": "reward.head.kind", "values": ["two_term", "linear"], "title": "head"}
+    heads = study(parts={"heads": {"title": "H", "rows": {"penchant": {}}, "sweep": swept}})
+    assert {cell.settings.reward.head.kind for cell in cells(heads)} == {"two_term", "linear"}
+
+
+def test_a_row_that_no_fit_takes_is_refused():
+    with pytest.raises(ConfigError, match="stepz"):
+        list(cells(study(settings={"reward": {"stepz": 3}})))
+    with pytest.raises(ConfigError, match="names data that the study has not"):
+        study(parts={"p": {"title": "P", "data": ["three"], "rows": {"penchant": {}}}})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A study whose fits were judged on 4,000 choices: `lore` is right more often than `penchant`, seed 1 than seed 0."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    made = StudyRun.open(study(), tmp_path / "out", {name: tmp_path / name for name in ("one", "two")})
+    for cell in made.cells(["methods"]):
+        if cell.data == "one":
+            leave(made, cell, {"penchant": 0.6, "lore": 0.7}[cell.row] + 0.02 * cell.seed)
+    return made
+
+
+def leave(run, cell, share, *, choices=4000):
+    random = np.random.default_rng(cell.seed)
+    margins = {"personalised": share, "uniform": 0.5, "wrong_user": 0.45, "oracle": 0.8}
+    judged = Judgements(
+        user=np.arange(choices) % 200,
+        prompt=np.arange(choices) // 200,
+        seen=np.arange(choices) % 200 < 150,
+        controversial=np.arange(choices) % 3 > 0,
+        margins={name: np.where(random.random(choices) < right, 1.0, -1.0) for name, right in margins.items()},
+    )
+    folder = run.folder(cell)
+    write_judgements(folder / "judgements.parquet", judged)
+    write_json(folder / "metrics.json", {"run": {"seconds": 10.0 * (cell.seed + 1)}})
+    write_json(folder / "row.json", {})
+
+
+def test_a_table_averages_seeds_and_pairs_the_rows(run):
+    lines = {line.row: line for line in part_lines(run, "methods", "one")}
+    assert list(lines) == ["penchant", "lore", "uniform", "oracle"]
+    assert lines["penchant"].accuracy["seen", "all"].value == pytest.approx(0.61, abs=0.02)
+    gain = lines["lore"].gain["seen", "all"]
+    assert gain.value == pytest.approx(0.1, abs=0.03)
+    assert 0 < gain.low < gain.value < gain.high
+    assert gain.value == pytest.approx(
+        lines["lore"].accuracy["seen", "all"].value - lines["penchant"].accuracy["seen", "all"].value
+    )
+    assert not lines["penchant"].gain
+    assert lines["penchant"].wrong["unseen", "all"].value == pytest.approx(0.45, abs=0.04)
+    assert (lines["penchant"].seconds, lines["oracle"].seconds, lines["lore"].seeds) == (15.0, None, 2)
+
+
+def test_fits_that_were_judged_on_other_choices_are_refused(run):
+    (cell, *_) = [cell for cell in run.cells(["methods"]) if cell.data == "one" and cell.row == "lore"]
+    leave(run, cell, 0.7, choices=3000)
+    with pytest.raises(ArtifactError, match="other test choices"):
+        part_lines(run, "methods", "one")
+
+
+def test_the_page_says_what_was_run_and_what_was_not(run, tmp_path):
+    write_results(run, tmp_path / "results.md", command="penchant study s.yaml")
+    page = (tmp_path / "results.md").read_text()
+    assert "**two**: not run." in page
+    assert "| lore | 2 | " in page
+    # The same fit without a change stands for `penchant` at 0 of the other part.
+    assert "**one**. 3 of 4 fits are missing." in page
+    html = (run.out / "results.html").read_text()
+    assert 'id="figure-methods-one"' in html
+    assert 'id="figure-flips-one"' in html
+
+
+def test_a_fit_is_known_by_what_it_was_made_from(run, tmp_path):
+    by_row = {(cell.part, cell.row, cell.value, cell.seed): run.folder(cell) for cell in run.cells() if cell.data == "one"}
+    assert by_row["methods", "penchant", None, 0] == by_row["flips", "penchant", 0.0, 0]
+    assert len(set(by_row.values())) == len(by_row) - 1
+    with pytest.raises(ConfigError, match="no part flops"):
+        run.cells(["flops"])
+    with pytest.raises(ConfigError, match="no data set three"):
+        StudyRun.open(study(), tmp_path, {"three": tmp_path})
+
+
+def test_data_is_given_by_name():
+    assert _folder("one=/a=b") == ("one", Path("/a=b"))
+    with pytest.raises(ConfigError, match="names no folder"):
+        _folder("one")
