@@ -51,6 +51,11 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python $$benchmark || exit 1; done
 
+.PHONY: docs
+docs: $(STAMP)  ## Build the documentation, strictly: build/docs/index.html
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs build/docs
+
 .PHONY: clean
 clean:  ## Remove the environment and what tools left
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis platform/*.egg-info
+	rm -rf $(VENV) build docs/reference .mypy_cache .pytest_cache .ruff_cache .hypothesis platform/*.egg-info

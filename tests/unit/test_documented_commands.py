@@ -1,0 +1,150 @@
+"""What README, the pages and the commands' own help tell people to type: it parses, and every setting they name exists."""
+
+import re
+import shlex
+import types
+import typing
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+from penchant.adapters.config import LampSettings, PersonalSettings
+from penchant.cli import app
+from penchant.config import load_settings
+from penchant.errors import ConfigError
+from penchant.runtime.jobs.settings import ScoreJob, load_job
+from penchant.runtime.serving.config import ServiceSettings
+from penchant.runtime.training.config import FitSettings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HELP = sorted((ROOT / "platform" / "penchant" / "cli").glob("*.py"))
+LINE = re.compile(r"\s*(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(penchant|python) (.*)")
+IN_REPOSITORY = re.compile(r"(?!jobs/x.py)(recipes|tune|jobs|serve|kubernetes|benchmarks|tests|platform)/\S+\.(py|yaml|json)")
+SETTING = re.compile(r"([a-z_]+(?:\.[\w*+-]+)+)(?<!\.json)(?<!\.html)(=\S+)?")
+
+
+def fenced(text: str) -> list[str]:
+    """Command lines in blocks of code, with continued lines joined."""
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if LINE.match(line)]
+
+
+def spans(text: str) -> list[str]:
+    """What stands between backticks within a line."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def words_of(line: str) -> tuple[str, list[str]]:
+    """The program and its words, as far as the shell would hand them over."""
+    program, rest = LINE.match(line).groups()
+    words = shlex.split(rest, comments=True)
+    end = next((at for at, word in enumerate(words) if word in {"&&", "|", "&", ";", ">", "..."}), len(words))
+    return program, words[:end]
+
+
+def parse(words: list[str], *, whole: bool) -> None:
+    """Parses a `penchant` command without running it; of one that is only spoken of, what is not said may be missing."""
+    command, context, path = typer.main.get_command(app), None, []
+    rest = [word for word in words if word != "--help"]
+    while hasattr(command, "commands"):
+        if not rest:
+            assert not whole, "it names a group of commands, and none of them"
+            return
+        assert rest[0] in command.commands, f"there is no command {' '.join([*path, rest[0]])!r}"
+        path.append(rest.pop(0))
+        command = command.commands[path[-1]]
+    try:
+        context = command.make_context(path[-1], rest)
+    except Exception as error:  # typer does not export these
+        if whole or type(error).__name__ not in {"MissingParameter", "BadOptionUsage"}:
+            raise
+        return
+    check_overrides(path, context.params)
+
+
+def check_overrides(path: list[str], given: dict[str, typing.Any]) -> None:
+    """Builds the settings that the command would build from its KEY=VALUE words."""
+    overrides = given.get("overrides") or []
+    if path == ["submit"]:
+        load_job(ROOT / given["config"], overrides)
+    elif path == ["serve"]:
+        load_settings(ServiceSettings, overrides=["bundle=there", *overrides])
+    elif path == ["score-table"]:
+        load_settings(ScoreJob, overrides=overrides, values={"job": "score", "bundle": "b", "data": "d", "out": "o"})
+    elif path[0] == "adapters":
+        load_settings(PersonalSettings if given.get("examples") else LampSettings, overrides=overrides)
+    else:
+        load_settings(FitSettings, overrides=overrides)
+
+
+def is_setting(model: typing.Any, keys: list[str]) -> bool:
+    """Whether dotted keys lead somewhere: through groups of settings, and by any name through a mapping of them."""
+    if not keys or keys == ["*"]:
+        return True
+    if typing.get_origin(model) in (typing.Union, types.UnionType):
+        return any(is_setting(one, keys) for one in typing.get_args(model))
+    if typing.get_origin(model) is dict:
+        return is_setting(typing.get_args(model)[1], keys[1:])
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return False
+    return keys[0] in model.model_fields and is_setting(model.model_fields[keys[0]].annotation, keys[1:])
+
+
+LINES = [
+    *(pytest.param(line, id=f"{page.name}: {line.strip()[:70]}") for page in PAGES for line in fenced(page.read_text())),
+    *(
+        pytest.param(line, id=f"{page.name}: {line.strip()[:70]}")
+        for page in HELP
+        for line in re.findall(r"^ +penchant .*$", page.read_text(), flags=re.MULTILINE)
+    ),
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_line_parses(line):
+    program, words = words_of(line)
+    for word in words:
+        if IN_REPOSITORY.fullmatch(word):
+            assert (ROOT / word).is_file(), f"there is no {word}"
+    if program == "penchant":
+        parse(words, whole=True)
+    elif words[0].startswith("jobs/"):
+        load_job((ROOT / words[0]).with_suffix(".yaml"), words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_spoken_of_is_there(page):
+    roots = (FitSettings, ServiceSettings, LampSettings)
+    for span in spans(page.read_text()):
+        if LINE.match(span) and span.startswith("penchant "):
+            said = re.sub(r"\b[A-Z]{2,}\b", "1", span)  # ID, N: somebody's own
+            parse([] if " 1 --help" in said else words_of(said)[1], whole=False)
+        found = SETTING.fullmatch(span)
+        if found and any(found[1].split(".")[0] in model.model_fields for model in roots):
+            assert any(is_setting(model, found[1].split(".")) for model in roots), f"there is no setting {found[1]!r}"
+        if IN_REPOSITORY.fullmatch(span.split()[-1]):
+            assert (ROOT / span.split()[-1]).is_file(), f"there is no {span}"
+
+
+def test_the_checks_see_what_they_look_for():
+    assert fenced("x\n```sh\nA=1 penchant fit \\\n  --data d  # so\nls\n```\n") == ["A=1 penchant fit    --data d  # so"]
+    assert words_of("A=1 .venv/bin/penchant fit --data 'a b' && ls  # so") == ("penchant", ["fit", "--data", "a b"])
+    assert spans("`a` b\n```\n`c`\n```\n`d`") == ["a", "d"]
+    parse(["fit", "--data", "d", "graph.candidates.any.encoder.dim=8"], whole=True)
+    parse(["fit"], whole=False)
+    for wrong in (["fitt"], ["data", "chekc"], ["data"]):
+        with pytest.raises(AssertionError):
+            parse(wrong, whole=True)
+    for wrong in (["fit"], ["fit", "--data", "d", "--expert", "1"]):
+        with pytest.raises(Exception, match=r"Missing parameter|No such option"):
+            parse(wrong, whole=True)
+    for wrong in (["fit", "--data", "d", "graph.dim=8"], ["serve", "--bundle", "b", "scorer.replicas=2"]):
+        with pytest.raises(ConfigError):
+            parse(wrong, whole=True)
+    assert is_setting(ServiceSettings, ["generator", "vllm", "adapters_uri"])
+    assert is_setting(FitSettings, ["graph", "candidates", "*", "encoder", "dim"])
+    assert not is_setting(FitSettings, ["graph", "candidates", "*", "dim"])
