@@ -9,6 +9,7 @@ import latex2mathml.converter
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.util.logging import getLogger
 
 import penchant.runtime.serving.application  # noqa: F401 - autodoc rewrites BaseModel's annotations; so its models come first
 from penchant import __version__
@@ -61,15 +62,23 @@ def read_sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
         lines[:] = GoogleDocstring(list(lines), Config(), app, what, name, thing, options).lines()
 
 
+def to_mathml(node: nodes.Node, display: str) -> str:
+    """A formula as MathML. What the converter does not know it lets through as text, so that is looked for."""
+    result = latex2mathml.converter.convert(node.astext(), display=display)
+    if "\\" in result:
+        getLogger(__name__).warning("a formula has a command without MathML: %s", node.astext(), location=node)
+    return result
+
+
 def show_inline(translator: Any, node: nodes.math) -> None:
-    """An inline formula, as MathML."""
-    translator.body.append(latex2mathml.converter.convert(node.astext()))
+    """An inline formula."""
+    translator.body.append(to_mathml(node, "inline"))
     raise nodes.SkipNode
 
 
 def show_block(translator: Any, node: nodes.math_block) -> None:
-    """A formula on lines of its own, as MathML."""
-    translator.body.append(latex2mathml.converter.convert(node.astext(), display="block"))
+    """A formula on lines of its own."""
+    translator.body.append(to_mathml(node, "block"))
     raise nodes.SkipNode
 
 
