@@ -1,5 +1,6 @@
 """What README, the pages and the commands' own help tell people to type: it parses, and every setting they name exists."""
 
+import functools
 import re
 import shlex
 import types
@@ -46,9 +47,15 @@ def words_of(line: str) -> tuple[str, list[str]]:
     return program, words[:end]
 
 
+@functools.cache
+def root() -> typing.Any:
+    """The `penchant` command with all that is under it."""
+    return typer.main.get_command(app)
+
+
 def parse(words: list[str], *, whole: bool) -> None:
     """Parses a `penchant` command without running it; of one that is only spoken of, what is not said may be missing."""
-    command, context, path = typer.main.get_command(app), None, []
+    command, path = root(), []
     rest = [word for word in words if word != "--help"]
     while hasattr(command, "commands"):
         if not rest:
@@ -81,6 +88,18 @@ def check_overrides(path: list[str], given: dict[str, typing.Any]) -> None:
         load_settings(FitSettings, overrides=overrides)
 
 
+def check_files(words: list[str]) -> None:
+    """Files of the repository are there, and a benchmark knows the options that it is given."""
+    for word in words:
+        if IN_REPOSITORY.fullmatch(word):
+            assert (ROOT / word).is_file(), f"there is no {word}"
+    for at, word in enumerate(words):
+        if word.startswith("benchmarks/") and word.endswith(".py"):
+            source = (ROOT / word).read_text()
+            unknown = [option for option in words[at + 1 :] if option.startswith("--") and f'"{option}"' not in source]
+            assert not unknown, f"{word} has no {', '.join(unknown)}"
+
+
 def is_setting(model: typing.Any, keys: list[str]) -> bool:
     """Whether dotted keys lead somewhere: through groups of settings, and by any name through a mapping of them."""
     if not keys or keys == ["*"]:
@@ -107,13 +126,11 @@ LINES = [
 @pytest.mark.parametrize("line", LINES)
 def test_line_parses(line):
     program, words = words_of(line)
-    for word in words:
-        if IN_REPOSITORY.fullmatch(word):
-            assert (ROOT / word).is_file(), f"there is no {word}"
     if program == "penchant":
         parse(words, whole=True)
     elif words[0].startswith("jobs/"):
         load_job((ROOT / words[0]).with_suffix(".yaml"), words[1:])
+    check_files(words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -126,8 +143,7 @@ def test_what_is_spoken_of_is_there(page):
         found = SETTING.fullmatch(span)
         if found and any(found[1].split(".")[0] in model.model_fields for model in roots):
             assert any(is_setting(model, found[1].split(".")) for model in roots), f"there is no setting {found[1]!r}"
-        if IN_REPOSITORY.fullmatch(span.split()[-1]):
-            assert (ROOT / span.split()[-1]).is_file(), f"there is no {span}"
+        check_files(span.split())
 
 
 def test_the_checks_see_what_they_look_for():
@@ -145,6 +161,9 @@ def test_the_checks_see_what_they_look_for():
     for wrong in (["fit", "--data", "d", "graph.dim=8"], ["serve", "--bundle", "b", "scorer.replicas=2"]):
         with pytest.raises(ConfigError):
             parse(wrong, whole=True)
+    for wrong in (["benchmarks/nothing.py"], ["python", "benchmarks/generation.py", "--turns", "3"]):
+        with pytest.raises((AssertionError, FileNotFoundError)):
+            check_files(wrong)
     assert is_setting(ServiceSettings, ["generator", "vllm", "adapters_uri"])
     assert is_setting(FitSettings, ["graph", "candidates", "*", "encoder", "dim"])
     assert not is_setting(FitSettings, ["graph", "candidates", "*", "dim"])
