@@ -54,6 +54,8 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 .PHONY: docs
 docs: $(STAMP)  ## Build the documentation, strictly: build/docs/index.html
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-apidoc -q --force --remove-old --no-toc --templatedir docs/templates -o docs/reference \
+		platform/penchant '*/migrations' '*/__main__.py'
 	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs build/docs
 
 .PHONY: clean

@@ -7,6 +7,7 @@ from typing import Any
 
 import latex2mathml.converter
 from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.util.logging import getLogger
@@ -20,8 +21,8 @@ project = "Penchant"
 copyright = "the Penchant authors"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc"]
-exclude_patterns = ["README.md"]  # index.rst includes it
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["README.md", "templates"]  # index.rst includes the first
 html_theme = "furo"
 html_title = f"Penchant {release}"
 html_copy_source = False
@@ -33,17 +34,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"
 
-# The reference: a page for each module, from its docstrings.
-apidoc_modules = [
-    {
-        "path": "../platform/penchant",
-        "destination": "reference",
-        "exclude_patterns": ["**/migrations/**", "**/__main__.py"],
-        "separate_modules": True,
-        "module_first": True,
-        "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
-    }
-]
+# The reference: a page for each package, which `sphinx-apidoc` makes, from the docstrings of its modules.
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True
 autodoc_preserve_defaults = True
@@ -54,6 +45,13 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!penchant\.).*"),  # what other libraries document
     ("py:class", r"penchant\.(.*\.)?(_\w+|[a-z]\w*|\w+[a-z]T)"),  # private classes, functions that check a value, type variables
 ]
+
+
+def name_exactly(app: Sphinx, page: nodes.document) -> None:
+    """A plain name means what it means in its module or class, not whatever else is called so; `.name` may be anything."""
+    for reference in page.findall(pending_xref):
+        if not reference.get("refspecific", True):
+            del reference["refspecific"]
 
 
 def read_sections(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -85,4 +83,5 @@ def show_block(translator: Any, node: nodes.math_block) -> None:
 def setup(app: Sphinx) -> None:
     """Docstrings in Google's style; formulas as MathML, which browsers show by themselves."""
     app.connect("autodoc-process-docstring", read_sections)
+    app.connect("doctree-read", name_exactly)
     app.add_html_math_renderer("mathml", inline_renderers=(show_inline, None), block_renderers=(show_block, None))
