@@ -28,6 +28,7 @@ html_title = f"Penchant {release}"
 html_copy_source = False
 html_show_sphinx = False
 nitpicky = True
+highlight_language = "none"  # where a block does not say its own
 
 # Pages: GitHub's Markdown and its anchors, formulas between dollars.
 myst_enable_extensions = ["dollarmath"]

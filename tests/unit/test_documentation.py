@@ -1,4 +1,4 @@
-"""What README, the pages and the commands' own help tell people to type: it parses, and every setting they name exists."""
+"""README and the pages keep to what there is: commands parse, settings, files and what links lead to exist."""
 
 import functools
 import re
@@ -100,6 +100,21 @@ def check_files(words: list[str]) -> None:
             assert not unknown, f"{word} has no {', '.join(unknown)}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub, and the site, give to a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def check_link(page: Path, target: str) -> None:
+    """A link within the repository leads to a file or folder, and its anchor to a heading."""
+    path, _, anchor = target.partition("#")
+    there = (page.parent / path).resolve() if path else page
+    assert there.exists(), f"{page.name} links to {target}, which is not there"
+    assert not anchor or anchor in anchors(there), f"{page.name} links to {target}: there is no such heading"
+
+
 def is_setting(model: typing.Any, keys: list[str]) -> bool:
     """Whether dotted keys lead somewhere: through groups of settings, and by any name through a mapping of them."""
     if not keys or keys == ["*"]:
@@ -146,6 +161,14 @@ def test_what_is_spoken_of_is_there(page):
         check_files(span.split())
 
 
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs" / "decisions").glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" not in target:
+            check_link(page, target)
+
+
 def test_the_checks_see_what_they_look_for():
     assert fenced("x\n```sh\nA=1 penchant fit \\\n  --data d  # so\nls\n```\n") == ["A=1 penchant fit    --data d  # so"]
     assert words_of("A=1 .venv/bin/penchant fit --data 'a b' && ls  # so") == ("penchant", ["fit", "--data", "a b"])
@@ -164,6 +187,10 @@ def test_the_checks_see_what_they_look_for():
     for wrong in (["benchmarks/nothing.py"], ["python", "benchmarks/generation.py", "--turns", "3"]):
         with pytest.raises((AssertionError, FileNotFoundError)):
             check_files(wrong)
+    for wrong in ("nowhere.md", "docs/serve.md#nothing"):
+        with pytest.raises(AssertionError):
+            check_link(ROOT / "README.md", wrong)
+    check_link(ROOT / "README.md", "docs/serve.md#speed")
     assert is_setting(ServiceSettings, ["generator", "vllm", "adapters_uri"])
     assert is_setting(FitSettings, ["graph", "candidates", "*", "encoder", "dim"])
     assert not is_setting(FitSettings, ["graph", "candidates", "*", "dim"])
