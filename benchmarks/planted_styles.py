@@ -133,7 +133,8 @@ def main() -> None:
         for name, outputs in answered.items()
     ]
     alike = sum(truth.rules[user] == truth.rules[other] for user, other in wrong.items())
-    written, right = (next(iter(texts.values()))[0] for texts in (answered["oppu"], run.golds()))
+    user, written = next((user, texts[0]) for user, texts in answered["oppu"].items())
+    right = data.targets[user].queries[0].gold
     report(
         "planted_styles",
         f"Planted styles, {arguments.task}: {results['users']} users, {results['queries']} greedy generations",

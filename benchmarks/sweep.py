@@ -5,9 +5,9 @@
     python benchmarks/sweep.py --data my-data --out runs/sweep --default runs/mine    # a default fit that is there already
     python benchmarks/sweep.py --data my-data --out runs/sweep --sweep-only
 
-The sweep chooses by validation. Then the best and the default are fitted in full, at the same budget, and judged on the same test
-choices: the difference is paired, with a 95% interval from a two-way bootstrap over users and prompts. Run again, it takes up
-where it was.
+The sweep chooses by validation. If it does not choose the default, both are fitted in full, at the same budget, and judged on
+the same test choices: the difference is paired, with a 95% interval from a two-way bootstrap over users and prompts. Run again,
+it takes up where it was.
 """
 
 import argparse
@@ -67,18 +67,23 @@ def main() -> None:
         "training, s": found["training_seconds"],
         "shared, s": found["shared_seconds"],
         "overhead, s a trial": found["overhead_seconds_a_trial"],
-        "best on validation": f"{result.best.accuracy:.4f}",
+        "most accurate on validation": f"{result.rows[0].accuracy:.4f}",
+        "chosen": f"{result.best.accuracy:.4f}",
     }
     report("sweep", f"A sweep over {', '.join(space.parameters)}: {arguments.data}", [facts])
     if not arguments.sweep_only:
         settings = load_settings(FitSettings, arguments.config, arguments.overrides)
-        compare(dataset, settings, sweep.out / "best.yaml", arguments)
+        best = load_settings(FitSettings, sweep.out / "best.yaml")
+        if best == settings.model_copy(update={"workers": best.workers}):
+            console.print("The default was chosen: it is no worse than itself.")
+        else:
+            compare(dataset, settings, best, arguments)
 
 
-def compare(dataset: PreferenceDataset, default: FitSettings, best: Path, arguments: argparse.Namespace) -> None:
+def compare(dataset: PreferenceDataset, default: FitSettings, best: FitSettings, arguments: argparse.Namespace) -> None:
     """Fits both in full, and prints the paired difference on test for every cell."""
     judged = {
-        "personalised": judge(dataset, load_settings(FitSettings, best), arguments.out / "best"),
+        "personalised": judge(dataset, best, arguments.out / "best"),
         "frozen": judge(dataset, default, arguments.default or arguments.out / "default"),
     }
     first = judged["personalised"]

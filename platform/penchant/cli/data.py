@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from penchant.cli.imports import import_app
 from penchant.cli.lamp import lamp_app
 from penchant.cli.problems import show_problems
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, split, import and generate data sets.")
-import_app = typer.Typer(no_args_is_help=True, help="Make a data set from other formats.")
 data_app.add_typer(import_app, name="import")
 data_app.add_typer(lamp_app, name="lamp")
 
@@ -24,17 +25,21 @@ console = Console()
 def data_check(folder: Annotated[str, typer.Argument(help="A data set's folder, or its URI.")]) -> None:
     """What is in a data set, and every problem with it. Exit code 2 if there is an error."""
     from penchant.data import PreferenceDataset
-    from penchant.data.dataset import find_problems, read_tables
+    from penchant.data.dataset import find_problems, read_origin, read_tables
     from penchant.data.summary import summarise
     from penchant.storage import local_copy
 
-    tables = read_tables(local_copy(folder))
+    copy = local_copy(folder)
+    tables, origin = read_tables(copy), read_origin(copy)
     problems = find_problems(tables)
     failed = any(problem.severity == "error" for problem in problems)
     if not failed:
         dataset = PreferenceDataset.from_tables(**tables, where=folder)
         problems = list(dataset.warnings)
         table = Table("What", "Value", title=folder)
+        if origin is not None:
+            table.add_row("from", escape(str(origin.get("data_set"))))
+            table.add_row("users are", escape(str(origin.get("users_are"))))
         for name, value in summarise(dataset).as_dict().items():
             words = ", ".join(f"{key} {part:,}" for key, part in value.items()) if isinstance(value, dict) else value
             number = f"{words:,.3g}" if isinstance(words, float) else f"{words:,}" if isinstance(words, int) else str(words)
@@ -98,15 +103,3 @@ def data_synth(
         f"Best reachable accuracy (Bayes): {truth.bayes_accuracy:.4f}; without knowing the user: "
         f"{truth.uniform_bayes_accuracy:.4f}. Two groups agree on {truth.agreement:.1%} of the pairs."
     )
-
-
-@import_app.command("trl")
-def import_trl_command(
-    source: Annotated[Path, typer.Argument(help="JSONL or Parquet in TRL's preference format.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the data set to make.")],
-    user_column: Annotated[str, typer.Option(help="Column that says whose choice it is.")] = "user_id",
-) -> None:
-    """Make a data set from TRL's preference format (plain or conversational) with a user column."""
-    from penchant.data.importers.trl import import_trl
-
-    console.print(import_trl(source, out, user_column=user_column))

@@ -100,6 +100,7 @@ def show_trials(rows: list[TrialRow], values: dict[str, Any]) -> None:
     console.print(table)
     if several:
         console.print("* no other trial is as good in every objective and better in one; the first is the most accurate.")
+    console.print(f"Chosen: {escape(values['why'])}", highlight=False)
     for row in rows:
         if row.state == FAILED:
             console.print(f"[red]failed[/] trial {row.number} ({escape(in_words(row.values))}): {escape(row.reason)}")

@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penchant.artifacts import replace_folder
+from penchant.artifacts import read_json, replace_folder, write_json
 from penchant.data.checks import Tables, content_problems, positions, shape_problems
 from penchant.data.schema import SPLITS, TABLES, Problem
 from penchant.errors import DataError, OutputError
 from penchant.storage import Location, local_copy
 
+ORIGIN = "origin.json"
+"""In the folder of a data set that was imported: the source, its settings, who the users are, and what was left out."""
 _SHOWN = 5
 
 
@@ -183,17 +185,33 @@ def read_tables(folder: Path, names: Sequence[str] = TABLES) -> Tables:
     return tables
 
 
-def write_tables(folder: Path, tables: Tables) -> None:
-    """Writes tables as a folder that appears whole.
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """What an importer wrote of where a data set is from, and who its users are; None where nobody wrote it."""
+    return read_json(folder / ORIGIN) if (folder / ORIGIN).is_file() else None
+
+
+def check_vacant(folder: Path) -> None:
+    """Whether a data set can be written there.
+
+    Raises:
+        OutputError: It is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError("It is there already, and not empty.", where=str(folder), fix="Choose another folder.")
+
+
+def write_tables(folder: Path, tables: Tables, *, origin: dict[str, Any] | None = None) -> None:
+    """Writes tables as a folder that appears whole, with where they are from.
 
     Raises:
         OutputError: The folder is there and not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError("It is there already, and not empty.", where=str(folder), fix="Choose another folder.")
+    check_vacant(folder)
     with replace_folder(folder) as draft:
         for name, table in tables.items():
             pq.write_table(table, draft / f"{name}.parquet")
+        if origin is not None:
+            write_json(draft / ORIGIN, origin)
 
 
 def drop_repeats(comparisons: pa.Table) -> tuple[pa.Table, list[Problem]]:

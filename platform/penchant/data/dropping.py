@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penchant.data.dataset import read_tables, write_tables
+from penchant.data.dataset import read_origin, read_tables, write_tables
 from penchant.errors import DataError
 
 _NAMED = 5
@@ -41,7 +41,7 @@ def drop_users(folder: Path, out: Path, users: Sequence[str]) -> str:
         "comparisons": kept,
         "users": tables["users"].filter(pc.invert(_is_in(tables["users"]["user_id"], set(users)))),
     }
-    write_tables(out, without)
+    write_tables(out, without, origin=read_origin(folder))
     counts = {name: tables[name].num_rows - table.num_rows for name, table in without.items()}
     return (
         f"Without {counts['users']:,} users, their {counts['comparisons']:,} comparisons and the {counts['responses']:,} "

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from penchant.data.dataset import PreferenceDataset, read_tables, write_tables
+from penchant.data.dataset import PreferenceDataset, read_origin, read_tables, write_tables
 from penchant.errors import ConfigError, DataError
+
+VALID_SHARE = 0.1
+"""Of each user's train comparisons, for validation."""
 
 
 def split_dataset(
@@ -16,7 +19,7 @@ def split_dataset(
     out: Path,
     *,
     test_prompts: float = 0.1,
-    valid: float = 0.1,
+    valid: float = VALID_SHARE,
     unseen: float = 0.05,
     seed: int = 0,
 ) -> PreferenceDataset:
@@ -50,7 +53,7 @@ def split_dataset(
         split = _splits(comparisons, test_prompts, valid, random)
         tables["comparisons"] = comparisons.append_column("split", pa.array(split))
     dataset = PreferenceDataset.from_tables(**tables, where=str(folder))
-    write_tables(out, dataset.tables())
+    write_tables(out, dataset.tables(), origin=read_origin(folder))
     return dataset
 
 
@@ -60,11 +63,21 @@ def _splits(comparisons: pa.Table, test_prompts: float, valid: float, random: np
     prompts = int(prompt.max(initial=-1)) + 1
     held_out = random.permutation(prompts)[: round(test_prompts * prompts)]
     split = np.where(np.isin(prompt, held_out), "test", "train").astype(object)
+    hold_out_valid(split, user, valid, random)
+    return split
+
+
+def hold_out_valid(split: np.ndarray, user: np.ndarray, share: float, random: np.random.Generator) -> None:
+    """Makes a share of each user's train comparisons valid, in place; at least one stays in train.
+
+    Args:
+        split: Object (C,), names of splits.
+        user: int64 (C,), users as codes from 0.
+    """
     rest = np.flatnonzero(split == "train")
     order = rest[np.lexsort((random.random(len(rest)), user[rest]))]
     start = np.searchsorted(user[order], user[order])
     count = np.bincount(user[order], minlength=int(user.max(initial=-1)) + 1)[user[order]]
     rank = np.arange(len(order)) - start
     # Rounded down, so that somebody with few comparisons keeps them all for training.
-    split[order[rank < np.minimum(np.floor(valid * count + 1e-9), count - 1)]] = "valid"
-    return split
+    split[order[rank < np.minimum(np.floor(share * count + 1e-9), count - 1)]] = "valid"

@@ -1,5 +1,6 @@
 """Every recipe is settings that a fit takes as they are."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from penchant.reward.experts import mole_config
 from penchant.runtime.training.config import FitSettings
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+PARAMETERS = {"google/gemma-2b-it": 1_981_884_416, "google/gemma-7b-it": 7_751_248_896}
+"""Without the embedding (arXiv 2403.08295, table 2)."""
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -19,4 +22,17 @@ def test_recipe_is_a_fits_settings(path):
 
 
 def test_there_are_recipes():
-    assert RECIPES
+    assert {"copl-paper", "copl-gemma-2b", "copl-gemma-7b"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "gemma" in path.stem], ids=lambda path: path.stem)
+def test_what_a_recipe_says_it_needs_follows_from_its_settings(path):
+    settings, text = load_settings(FitSettings, path), path.read_text(encoding="utf-8")
+    tokens = settings.experts.steps * 128 * 2 * 512
+    assert f"{tokens:,}" in text
+    work = 6 * PARAMETERS[settings.backbone.name] * tokens
+    assert f"{work:.2e}".replace("e+", "e") in text
+    assert float(re.search(r"share of it: ([\d.]+) GPU hours", text)[1]) == pytest.approx(work / (312e12 * 0.4) / 3600, abs=0.05)
+    reading = 2 * PARAMETERS[settings.backbone.name] * 2 * 60_917 * 512
+    said = re.search(r"512 tokens: ([\d.]+) GPU hours, once", text)
+    assert float(said[1]) == pytest.approx(reading / (312e12 * 0.4) / 3600, abs=0.05)

@@ -6,16 +6,15 @@ Parquet (https://huggingface.co/docs/trl/dataset_formats#preference).
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from penchant.data.dataset import write_tables
+from penchant.data.importers.collecting import conversation, text_key
+from penchant.data.importers.reading import file_rows
 from penchant.errors import DataError
 
 _KEPT = ("split", "controversial", "timestamp")
@@ -31,7 +30,7 @@ def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
         DataError: The file is missing or unreadable, or a row is not in the format; told with its row and value.
         OutputError: `out` is there and not empty.
     """
-    return import_rows(_rows(source), out, user_column=user_column, source=str(source))
+    return import_rows(file_rows(source), out, user_column=user_column, source=str(source))
 
 
 def import_rows(rows: Iterable[dict[str, Any]], out: Path, *, source: str, user_column: str = "user_id") -> str:
@@ -52,13 +51,13 @@ def import_rows(rows: Iterable[dict[str, Any]], out: Path, *, source: str, user_
                 fix="Name the column that says whose choice it is with --user-column.",
             )
         prompt, chosen, rejected = _texts(row, where)
-        ids = [_key(prompt, text) for text in (chosen, rejected)]
+        ids = [text_key(prompt, text) for text in (chosen, rejected)]
         for identity, text in zip(ids, (chosen, rejected), strict=True):
             responses[identity] = {
-                "response_id": identity, "prompt_id": _key(prompt), "prompt": prompt, "response": text,
+                "response_id": identity, "prompt_id": text_key(prompt), "prompt": prompt, "response": text,
             }  # fmt: skip
         kept = {name: row[name] for name in _KEPT if row.get(name) is not None}
-        comparisons.append({"user_id": user, "prompt_id": _key(prompt), "chosen_id": ids[0], "rejected_id": ids[1]} | kept)
+        comparisons.append({"user_id": user, "prompt_id": text_key(prompt), "chosen_id": ids[0], "rejected_id": ids[1]} | kept)
         facts = {name: str(row[name]) for name in ("cohort", "group") if row.get(name) is not None}
         users.setdefault(user, {"user_id": user}).update(facts)
     if not comparisons:
@@ -72,34 +71,6 @@ def import_rows(rows: Iterable[dict[str, Any]], out: Path, *, source: str, user_
     words = f"{len(comparisons):,} comparisons of {len(users):,} users on {len(responses):,} responses, in {out}."
     missing = [name for name, table in (("split", "comparisons"), ("cohort", "users")) if name not in tables[table].column_names]
     return words + (f" It has no {' and no '.join(missing)}: run `penchant data split {out} OUT`." if missing else "")
-
-
-def _rows(source: Path) -> Iterator[dict[str, Any]]:
-    if not source.is_file():
-        raise DataError("There is no such file.", where=str(source), fix="Give a JSONL or Parquet file.")
-    if source.suffix == ".parquet":
-        try:
-            yield from pq.read_table(source).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"It cannot be read as Parquet ({error}).", where=str(source), fix="Write it again.") from None
-        return
-    with source.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"It is not JSON ({error}).", where=f"{source}, line {number + 1}", fix="Write one object a line."
-                ) from None
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"It is a {type(row).__name__}, not an object.",
-                    where=f"{source}, line {number + 1}",
-                    fix="Mend it.",
-                )
-            yield row
 
 
 def _texts(row: dict[str, Any], where: str) -> tuple[str, str, str]:
@@ -128,10 +99,7 @@ def _plain(value: Any, name: str, where: str) -> str:
                     where=where,
                     fix="Mend it.",
                 )
-        single = len(value) == 1
-        value = "\n\n".join(
-            message["content"] if single else f"{message.get('role', 'user')}: {message['content']}" for message in value
-        )
+        value = conversation(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{name} must be a text that is not blank (got {value!r}).", where=where, fix="Mend or drop it.")
     return value.strip()
@@ -142,7 +110,3 @@ def _table(rows: list[dict[str, Any]], optional: tuple[str, ...]) -> pa.Table:
     columns = [name for name in rows[0] if name not in optional]
     columns += [name for name in optional if any(name in row for row in rows)]
     return pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
-
-
-def _key(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

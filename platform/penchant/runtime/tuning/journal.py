@@ -30,7 +30,9 @@ from penchant.runtime.training.progress import ProgressLog
 from penchant.storage import MirroredFolder
 
 JOURNAL, CLOCK = "journal.jsonl", "clock.json"
-_LOOK = ("step", "accuracy", "valid_accuracy", "parameters", "step_seconds", "training_seconds", "shared_seconds")
+_LOOK = (
+    "step", "accuracy", "valid_accuracy", "compared", "parameters", "step_seconds", "training_seconds", "shared_seconds",
+)  # fmt: skip
 
 
 class Journal(ProgressLog):

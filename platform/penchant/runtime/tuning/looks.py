@@ -66,6 +66,7 @@ class Looks:
         self.report, self.shared_seconds, self.heads = report, shared_seconds, heads
         self.correction: float | None = None if heads else 0.0
         self.best = -1.0
+        self.compared = 0
         self.first: tuple[float, int] | None = None
         self.last: tuple[float, int] | None = None
         self.step_seconds: list[float] = []
@@ -84,12 +85,14 @@ class Looks:
             if self.correction is None and self.heads is not None:
                 self.correction = self.heads.correction(trainer)
             accuracy += self.correction or 0.0
+            self.compared = self.compared or count_compared(trainer)
             self.best = max(self.best, accuracy)
             self.report(
                 {
                     "step": progress.step,
                     "accuracy": self.best,
                     "valid_accuracy": accuracy,
+                    "compared": self.compared,
                     "parameters": count_parameters(trainer),
                     "step_seconds": self._seconds_a_step(),
                     "training_seconds": round(now - self.first[0] + self.first[1] * self._seconds_a_step(), 2),
@@ -112,3 +115,13 @@ def count_parameters(trainer: GraphTrainer | RewardTrainer | ExpertTrainer) -> i
     if isinstance(trainer, RewardTrainer):
         return sum(parameter.numel() for parameter in trainer.heads[MODEL].parameters())
     return sum(parameter.numel() for parameter in trainer.models[MODEL].trainable().values())
+
+
+def count_compared(trainer: GraphTrainer | RewardTrainer | ExpertTrainer) -> int:
+    """Validation comparisons of a look, over all workers."""
+    if isinstance(trainer, GraphTrainer):
+        own = trainer.valid.comparison
+        return int(trainer.collective.sum(torch.tensor(len(own), dtype=torch.float64, device=own.device)))
+    if isinstance(trainer, RewardTrainer):
+        return len(trainer.valid_rows)
+    return sum(len(rows) for rows in trainer.looks)

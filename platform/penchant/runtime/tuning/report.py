@@ -42,7 +42,7 @@ def write_sweep_report(path: Path, space: Space, rows: Sequence[TrialRow], value
         "sweep.html.jinja",
         drawn,
         values=values,
-        best=ranked(rows)[0],
+        best=next(row for row in rows if row.trial == values["best"]),
         rows=ranked(rows) + [row for row in rows if not row.counts],
         keys=list(space.parameters),
         short=short,

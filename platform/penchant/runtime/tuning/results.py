@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from penchant.artifacts import fingerprint
 from penchant.errors import TrainingError
-from penchant.runtime.tuning.space import Value
+from penchant.runtime.tuning.space import Choice, Value
 
 FINISHED, STOPPED, OUT_OF_TIME, FAILED, RUNNING = "finished", "stopped early", "out of time", "failed", "running"
 
@@ -31,6 +32,8 @@ class TrialRow:
     """`step` and `valid_accuracy` of each look."""
     accuracy: float | None = None
     """The best of its looks; None before the first."""
+    compared: int = 0
+    """Validation comparisons of a look."""
     parameters: int | None = None
     step_seconds: float | None = None
     seconds: float = 0.0
@@ -44,6 +47,12 @@ class TrialRow:
     def steps(self) -> int:
         """Steps that it came to."""
         return max((look["step"] for look in self.looks), default=0)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, as of so many independent comparisons: choices of one user or prompt go together, so it is more."""
+        accuracy = self.accuracy or 0.0
+        return math.sqrt(accuracy * (1 - accuracy) / self.compared) if self.compared else 0.0
 
     @property
     def counts(self) -> bool:
@@ -77,7 +86,7 @@ def _follow(row: TrialRow, record: Mapping[str, Any]) -> None:
     event = record["event"]
     if event == "look":
         row.looks.append({"step": record["step"], "valid_accuracy": record["valid_accuracy"]})
-        for key in ("accuracy", "parameters", "step_seconds", "training_seconds", "shared_seconds"):
+        for key in ("accuracy", "compared", "parameters", "step_seconds", "training_seconds", "shared_seconds"):
             setattr(row, key, record[key])
     elif event == "stopped":
         row.state = STOPPED
@@ -97,20 +106,39 @@ def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return sorted((row for row in rows if row.counts), key=lambda row: (-(row.accuracy or 0.0), row.number))
 
 
-def best_of(rows: Sequence[TrialRow]) -> TrialRow:
-    """The trial to fit.
+def best_of(rows: Sequence[TrialRow], choose: Choice = "one_standard_error") -> TrialRow:
+    """The trial to fit: the most accurate, or the one that trains fewest parameters of those within a standard error of it.
+
+    Of equals the more accurate, then the earlier: the first trial has the values that the settings have already.
+    The rule is that of Breiman et al. (Classification and Regression Trees, 1984, section 3.4.3).
 
     Raises:
         TrainingError: None came to a look.
     """
     found = ranked(rows)
     if found:
-        return found[0]
+        most = found[0]
+        least = (most.accuracy or 0.0) - most.standard_error
+        close = [row for row in found if (row.accuracy or 0.0) >= least] if choose == "one_standard_error" else [most]
+        return min(close, key=lambda row: row.parameters or 0)  # of equals the first
     reasons = [row.reason for row in rows if row.reason]
     raise TrainingError(
         f"No trial came to a look at the validation comparisons. {reasons[0] if reasons else ''}".strip(),
         where=f"{len(rows)} trials",
         fix="Give more time, or a smaller asha.first." if not reasons else "Mend that, and choose another --out folder.",
+    )
+
+
+def why(best: TrialRow, most: TrialRow) -> str:
+    """Why the one is chosen, beside the most accurate one."""
+    chosen = f"Trial {best.number}: {best.accuracy:.4f} of the validation comparisons."
+    if best.trial == most.trial:
+        return f"{chosen} It is the most accurate."
+    return (
+        f"{chosen} Trial {most.number} has {most.accuracy:.4f}, which is no further away than its standard error of "
+        f"{most.standard_error:.4f}, and trains {most.parameters:,} parameters for {best.parameters:,}."
+        if most.parameters != best.parameters
+        else f"{chosen} Trial {most.number} is as good."
     )
 
 

@@ -19,6 +19,7 @@ from penchant.errors import ConfigError
 from penchant.runtime.training.config import FitSettings
 
 Value = bool | int | float | str | None
+Choice = Literal["one_standard_error", "most_accurate"]
 Stage = Literal["graph", "reward", "experts"]
 """The stage that a trial ends with: its steps are what ASHA counts. A space with `stage: reward` ends with the experts, or with
 the frozen phase where there are none."""
@@ -118,6 +119,9 @@ class Space(Settings):
     """Settings of the trials alone, such as more validation prompts; the best does not keep them."""
     objectives: tuple[Literal["accuracy", "parameters", "step_seconds"], ...] = Field(("accuracy",), min_length=1)
     """`accuracy` on validation comparisons (more is better), trained `parameters`, seconds a step (less is better)."""
+    choose: Choice = "one_standard_error"
+    """Which trial becomes `best.yaml`. `one_standard_error`: of those within one standard error of the most accurate, the one
+    that trains fewest parameters, for the most accurate of many is partly lucky. Or `most_accurate`."""
     asha: AshaSettings = AshaSettings()
     """Stopping poor trials early, by accuracy."""
     resources: ResourceSettings = ResourceSettings()

@@ -35,7 +35,7 @@ from penchant.runtime.training.stages import Stages
 from penchant.runtime.tuning.candidates import Check, best_settings, most_steps, stage_of, trial_settings
 from penchant.runtime.tuning.journal import CLOCK, JOURNAL, Clock, Journal, JournalCallback, RecordedAsha
 from penchant.runtime.tuning.report import write_sweep_report
-from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, refused, summary
+from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, refused, summary, why
 from penchant.runtime.tuning.search import CheckedSearch
 from penchant.runtime.tuning.show import show_sweep
 from penchant.runtime.tuning.space import Space
@@ -227,17 +227,19 @@ class Sweep:
     def _write(self) -> SweepResult:
         records = self.journal.read()
         rows = read_trials(records)
-        best = best_of(rows)
+        best, most = best_of(rows, self.space.choose), ranked(rows)[0]
         settings = best_settings(self.base, best.values)
         values = {
             "stage": stage_of(self.space, self.base),
             "objectives": list(self.space.objectives),
             "best": best.trial,
+            "most_accurate": most.trial,
+            "why": why(best, most),
             "front": [row.trial for row in front(rows, self.space.objectives)],
             "summary": summary(rows) | {"refused": refused(records), "seconds": self.clock.seconds()},
             "trials": [asdict(row) for row in rows],
         }
-        said = f"# Trial {best.number} of {len(rows)}: {best.accuracy:.4f} of the validation comparisons. For `fit --config`.\n"
+        said = f"# {values['why']} For `fit --config`.\n"
         write_text(self.out / "best.yaml", said + dump_settings(settings))
         write_sweep_report(self.out / "sweep.html", self.space, rows, values)
         write_json(self.out / "sweep.json", values)

@@ -11,13 +11,14 @@ from penchant.reward.expert_training import ExpertProgress
 from penchant.reward.training import RewardData, RewardTrainer, UserTable
 from penchant.runtime.training.prepared import prepare
 from penchant.runtime.tuning import looks as looks_module
-from penchant.runtime.tuning.looks import Heads, Looks
+from penchant.runtime.tuning.looks import Heads, Looks, count_compared
 
 
 def test_looks_report_the_best_so_far_and_what_a_step_takes(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(looks_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(looks_module, "count_parameters", lambda trainer: 7)
+    monkeypatch.setattr(looks_module, "count_compared", lambda trainer: 9)
     reports = []
     looks = Looks(reports.append, shared_seconds=3.0)
     for step, accuracy in ((5, 0.6), (10, 0.5), (15, 0.7)):
@@ -37,6 +38,7 @@ def test_a_step_of_the_experts_is_timed_without_its_look(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(looks_module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(looks_module, "count_parameters", lambda trainer: 7)
+    monkeypatch.setattr(looks_module, "count_compared", lambda trainer: 9)
     trainer = looks_module.ExpertTrainer.__new__(looks_module.ExpertTrainer)
     reports = []
     looks = Looks(reports.append, shared_seconds=0.0)
@@ -75,5 +77,7 @@ def test_a_look_at_few_prompts_counts_as_the_heads_on_all_plus_what_the_experts_
     looks = Looks(reports.append, shared_seconds=0.0, heads=before)
     for step, gain in ((1, 0.0), (2, 0.05)):
         looks(trainer, ExpertProgress(step, {}, {"personalised": on_few + gain}, 0))
+    assert reports[0]["compared"] == len(few)
+    assert count_compared(heads) == len(few) < count_compared(RewardTrainer(RewardSettings(), data)) == len(valid)
     assert reports[0]["accuracy"] == pytest.approx(heads.best["personalised"])
     assert reports[1]["accuracy"] == pytest.approx(heads.best["personalised"] + 0.05)

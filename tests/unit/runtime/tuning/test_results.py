@@ -4,7 +4,7 @@ from penchant.cli.tune import parse_seconds, show_trials
 from penchant.errors import ConfigError, TrainingError
 from penchant.runtime.tuning.journal import Clock, reason_of
 from penchant.runtime.tuning.report import heat_map, importance, write_sweep_report
-from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, summary
+from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, read_trials, summary, why
 from penchant.runtime.tuning.show import note
 from penchant.runtime.tuning.space import Space
 from penchant.storage import MirroredFolder
@@ -14,6 +14,7 @@ DEPTH, EXPERTS = "graph.candidates.*.encoder.num_layers", "experts.num_experts"
 
 def look(trial, step, accuracy, best=None, **values):
     shown = {"step": step, "valid_accuracy": accuracy, "accuracy": max(accuracy, best or 0.0), "parameters": 10}
+    shown["compared"] = 10_000
     return (
         {"event": "look", "trial": trial, "step_seconds": 0.5, "training_seconds": step, "shared_seconds": 1.0} | shown | values
     )
@@ -73,6 +74,23 @@ def test_a_trial_that_comes_again_under_another_name_is_one_trial():
     assert (row.trial, row.state, row.accuracy) == ("b", "finished", 0.6)
 
 
+@pytest.mark.parametrize(("compared", "chosen"), [(100, "b"), (10_000, "c")])
+def test_of_those_within_a_standard_error_of_the_most_accurate_the_smallest_is_taken(compared, chosen):
+    accuracy = {"a": (0.76, 30), "b": (0.77, 10), "c": (0.80, 40), "d": (0.72, 1)}
+    records = [
+        record
+        for number, (trial, (right, parameters)) in enumerate(accuracy.items())
+        for record in (started(trial, number), look(trial, 6, right, parameters=parameters, compared=compared), completed(trial))
+    ]
+    rows = read_trials(records)
+    best, most = best_of(rows), best_of(rows, "most_accurate")
+    assert (best.trial, most.trial) == (chosen, "c")
+    assert most.standard_error == pytest.approx((0.8 * 0.2 / compared) ** 0.5)
+    said = why(best, most)
+    assert ("standard error of 0.0400" in said) == (chosen == "b")
+    assert ("most accurate" in said) == (chosen == "c")
+
+
 def test_of_equals_the_earlier_is_taken():
     equal = [started("x", 1), look("x", 6, 0.6), completed("x"), started("y", 2), look("y", 6, 0.6), completed("y")]
     assert best_of(read_trials(equal)).trial == "x"
@@ -101,7 +119,7 @@ def space(**values):
 @pytest.mark.parametrize("objectives", [["accuracy"], ["accuracy", "parameters"]])
 def test_the_report_shows_everything_in_one_file(rows, tmp_path, capsys, objectives):
     found = summary(rows) | {"refused": {"too <many>": 1}, "seconds": 90.0}
-    values = {"best": "d", "objectives": objectives, "summary": found, "front": ["d", "a"]}
+    values = {"best": "d", "why": "Trial 4 is <small>.", "objectives": objectives, "summary": found, "front": ["d", "a"]}
     write_sweep_report(tmp_path / "sweep.html", space(objectives=objectives), rows, values)
     html = (tmp_path / "sweep.html").read_text()
     for figure in ("history", "heat", "parallel", "importance", "curves"):
@@ -110,10 +128,12 @@ def test_the_report_shows_everything_in_one_file(rows, tmp_path, capsys, objecti
     assert "<script src" not in html
     assert "The loss is nan." in html
     assert "too &lt;many&gt;" in html
+    assert "Trial 4 is &lt;small&gt;." in html
     show_trials(ranked(rows) + [row for row in rows if not row.counts], values)
     said = capsys.readouterr().out
     assert "The loss is nan." in said
     assert "too <many>" in said
+    assert "Chosen: Trial 4 is <small>." in said
 
 
 def test_the_heat_map_has_the_best_of_each_pair(rows):
