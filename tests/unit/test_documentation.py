@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 HELP = sorted((ROOT / "platform" / "penchant" / "cli").glob("*.py"))
 LINE = re.compile(r"\s*(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(penchant|python) (.*)")
 IN_REPOSITORY = re.compile(r"(?!jobs/x.py)(recipes|tune|jobs|serve|kubernetes|benchmarks|tests|platform)/\S+\.(py|yaml|json)")
+PLACEHOLDER = "1"  # what stands for COMMAND, ID or OUT: it may be a number and a text
 SETTING = re.compile(r"([a-z_]+(?:\.[\w*+-]+)+)(?<!\.json)(?<!\.html)(=\S+)?")
 
 
@@ -58,7 +59,7 @@ def parse(words: list[str], *, whole: bool) -> None:
     command, path = root(), []
     rest = [word for word in words if word != "--help"]
     while hasattr(command, "commands"):
-        if not rest:
+        if not rest or rest[0] == PLACEHOLDER:
             assert not whole, "it names a group of commands, and none of them"
             return
         assert rest[0] in command.commands, f"there is no command {' '.join([*path, rest[0]])!r}"
@@ -153,8 +154,7 @@ def test_what_is_spoken_of_is_there(page):
     roots = (FitSettings, ServiceSettings, LampSettings)
     for span in spans(page.read_text()):
         if LINE.match(span) and span.startswith("penchant "):
-            said = re.sub(r"\b[A-Z]{2,}\b", "1", span)  # ID, N: somebody's own
-            parse([] if " 1 --help" in said else words_of(said)[1], whole=False)
+            parse(words_of(re.sub(r"\b[A-Z]{2,}\b", PLACEHOLDER, span))[1], whole=False)
         found = SETTING.fullmatch(span)
         if found and any(found[1].split(".")[0] in model.model_fields for model in roots):
             assert any(is_setting(model, found[1].split(".")) for model in roots), f"there is no setting {found[1]!r}"
