@@ -55,6 +55,13 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 study: $(STAMP)  ## Run the fits that the study lacks and write docs/results.md; STUDY_DATA="--data alpaca-p4=FOLDER ..."
 	$(BIN)/penchant study study/frozen.yaml $(STUDY_DATA)
 
+.PHONY: docs
+docs: $(STAMP)  ## Build the documentation, strictly: build/docs/index.html
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-apidoc -q --force --remove-old --no-toc --templatedir docs/templates -o docs/reference \
+		platform/penchant '*/migrations' '*/__main__.py'
+	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs build/docs
+
 .PHONY: clean
 clean:  ## Remove the environment and what tools left
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis platform/*.egg-info
+	rm -rf $(VENV) build docs/reference .mypy_cache .pytest_cache .ruff_cache .hypothesis platform/*.egg-info

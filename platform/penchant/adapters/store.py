@@ -1,4 +1,4 @@
-"""The store of personal adapters: one standard PEFT folder a user, which the user owns and stock PEFT loads.
+"""The store of personal adapters: one standard PEFT folder a user, which the user owns and stock PEFT loads::
 
     store.json                                what every adapter here is: base, PEFT config, shapes
     adapters/ab/abcd.../adapter_config.json   PEFT's; the folder's name is a digest of the user id

@@ -1,17 +1,17 @@
-"""The bundle: everything that one trained model needs, in one folder.
+"""The bundle: everything that one trained model needs, in one folder::
 
-manifest.json                what it is, and the sha256 of every other file
-graph/encoder.safetensors    the graph encoder
-graph/users.parquet          ids of the seen users, in row order
-graph/users.safetensors      their embeddings (U, D), L2-normalised
-graph/responses.parquet      ids and text keys of the responses, in row order
-graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees (2, R)
-graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
-reward/personalised.safetensors, reward/uniform.safetensors   the heads
-reward/prototypes.safetensors                                 prototype users (K, D)
-onboarding/questions.parquet                                  texts that new users may be asked to choose between
-onboarding/questions.safetensors                              their features (N, F)
-reward/experts/personalised, reward/experts/uniform           adapters in PEFT's layout, and their heads (scoring/experts.py)
+    manifest.json                what it is, and the sha256 of every other file
+    graph/encoder.safetensors    the graph encoder
+    graph/users.parquet          ids of the seen users, in row order
+    graph/users.safetensors      their embeddings (U, D), L2-normalised
+    graph/responses.parquet      ids and text keys of the responses, in row order
+    graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees (2, R)
+    graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
+    reward/personalised.safetensors, reward/uniform.safetensors   the heads
+    reward/prototypes.safetensors                                 prototype users (K, D)
+    onboarding/questions.parquet                                  texts that new users may be asked to choose between
+    onboarding/questions.safetensors                              their features (N, F)
+    reward/experts/personalised, reward/experts/uniform           adapters in PEFT's layout, and their heads (scoring/experts.py)
 
 `scoring/forgetting.py` takes seen users out: a file that says anything by user belongs on its list too.
 """

@@ -1,7 +1,9 @@
 """The experts' part of a bundle: adapters and heads, and the models that they make with the base.
 
-reward/experts/personalised/   PEFT's own layout: adapter_config.json, adapter_model.safetensors; and head.safetensors
-reward/experts/uniform/        the same, with plain LoRA
+Files::
+
+    reward/experts/personalised/   PEFT's own layout: adapter_config.json, adapter_model.safetensors; and head.safetensors
+    reward/experts/uniform/        the same, with plain LoRA
 """
 
 from __future__ import annotations

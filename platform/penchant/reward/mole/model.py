@@ -18,7 +18,7 @@ from penchant.reward.mole.routing import Gate, Route, RoutedCheckpoint, Routing,
 
 
 class MoleModel(BaseTuner):
-    """A base model with experts. Call it as the base, with the users beside:
+    """A base model with experts. Call it as the base, with the users beside::
 
         model(**tokens, user_embedding=user_ND, user_index=index_B)
 

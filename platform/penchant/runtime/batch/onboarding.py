@@ -1,10 +1,10 @@
 """Onboarding many users: choices in, embeddings out, in files of users.
 
 A user's choices may lie anywhere in the input, so they are dealt into bucket files by a hash of the user first; a worker onboards
-the users of one bucket at a time.
+the users of one bucket at a time::
 
-OUT/users-00003-of-00016.parquet  user_id, comparisons (their number), embedding
-OUT/.parts/                       buckets, while it runs
+    OUT/users-00003-of-00016.parquet  user_id, comparisons (their number), embedding
+    OUT/.parts/                       buckets, while it runs
 """
 
 from __future__ import annotations

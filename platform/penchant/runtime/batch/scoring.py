@@ -1,10 +1,10 @@
 """Batch scoring: Parquet of (user, prompt, response) in, the same rows with scores out, file by file.
 
 A file is cut into parts, which the workers score in any order; when all its parts are there they are joined, and the file
-stands under its name. So one large file keeps all workers busy, and an interruption costs the parts that were in work.
+stands under its name. So one large file keeps all workers busy, and an interruption costs the parts that were in work::
 
-OUT/NAME.parquet           one for each input file, with its stamp
-OUT/.parts/STAMP/*.parquet parts of files that are not whole yet
+    OUT/NAME.parquet           one for each input file, with its stamp
+    OUT/.parts/STAMP/*.parquet parts of files that are not whole yet
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The service as Ray Serve runs it: `Api` in front of autoscaled `Scorer` and `Generator` replicas, one hop between them.
 
-penchant serve --bundle runs/demo/bundle          # on this machine
-serve deploy serve/service.yaml                   # on a cluster, through `build`
+To run it::
+
+    penchant serve --bundle runs/demo/bundle          # on this machine
+    serve deploy serve/service.yaml                   # on a cluster, through `build`
 """
 
 from __future__ import annotations

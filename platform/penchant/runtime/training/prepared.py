@@ -1,9 +1,11 @@
 """What the workers read: the data set in integer codes, in files that each worker can take its part of.
 
-texts.parquet          prompt and response, in row order (R)
-comparisons.parquet    seen users' train and valid comparisons as rows: user (ascending), chosen, rejected, valid
-features.safetensors   features of the responses (R, F), float16
-groups.safetensors     one-hot groups of the seen users (U, G), where groups are known: for the oracle alone
+Files::
+
+    texts.parquet          prompt and response, in row order (R)
+    comparisons.parquet    seen users' train and valid comparisons as rows: user (ascending), chosen, rejected, valid
+    features.safetensors   features of the responses (R, F), float16
+    groups.safetensors     one-hot groups of the seen users (U, G), where groups are known: for the oracle alone
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""The folder of one run: who it belongs to, and which stages are done.
+"""The folder of one run: who it belongs to, and which stages are done::
 
-run.json          data set and settings that it belongs to, and its id
-config.yaml       the settings, as `--config` takes them
-prepared/         the data set in integer codes, and its features
-graph/  reward/  experts/   what the stages left; `stage.json` says for which inputs
-bundle/           the model
-method/           in place of graph/ to bundle/: another method than Penchant's
-metrics.json  report.html  judgements.parquet
-progress/         JSON lines: the learning curves
-tensorboard/      the same for TensorBoard, where it was asked for
-checkpoints/      Ray Train's
-work/             what workers leave for the driver, while a stage runs; of a remote run alone
+    run.json          data set and settings that it belongs to, and its id
+    config.yaml       the settings, as `--config` takes them
+    prepared/         the data set in integer codes, and its features
+    graph/  reward/  experts/   what the stages left; `stage.json` says for which inputs
+    bundle/           the model
+    method/           in place of graph/ to bundle/: another method than Penchant's
+    metrics.json  report.html  judgements.parquet
+    progress/         JSON lines: the learning curves
+    tensorboard/      the same for TensorBoard, where it was asked for
+    checkpoints/      Ray Train's
+    work/             what workers leave for the driver, while a stage runs; of a remote run alone
 
 A run's folder may be remote. The driver then works in a local mirror, in the cache: what a stage needs is pulled if it was made
 elsewhere, and what a stage has made is published when it is done. Workers find everything by URI, so nodes need share no disk.

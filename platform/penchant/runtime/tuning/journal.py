@@ -1,11 +1,13 @@
 """What happened in a sweep, as it happens: JSON lines that the driver alone writes, and everything shown is made from.
 
-started     trial, values, at         a trial began, or began again
-look        trial, step, accuracy...  it looked at the validation comparisons
-stopped     trial, step               ASHA stopped it
-completed   trial, out_of_time, at    it ended: by itself, by ASHA, or because the sweep's time was up
-failed      trial, values, again...     it raised an error; `again` says whether it is tried again
-refused     values, reason            a proposal that cannot be
+Events, each with its fields::
+
+    started     trial, values, at         a trial began, or began again
+    look        trial, step, accuracy...  it looked at the validation comparisons
+    stopped     trial, step               ASHA stopped it
+    completed   trial, out_of_time, at    it ended: by itself, by ASHA, or because the sweep's time was up
+    failed      trial, values, again...     it raised an error; `again` says whether it is tried again
+    refused     values, reason            a proposal that cannot be
 """
 
 from __future__ import annotations

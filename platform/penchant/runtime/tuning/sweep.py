@@ -1,11 +1,11 @@
-"""A sweep: prepares the data once, lets Ray Tune run the trials, and leaves the best settings, the numbers and the report.
+"""A sweep: prepares the data once, lets Ray Tune run the trials, and leaves the best settings, the numbers and the report::
 
-out/run.json          what it is a sweep of: another is refused
-out/fit/              the prepared data, as a fit has it
-out/graphs/ heads/    what trials share
-out/tune/             Ray Tune's state, from which an interrupted sweep is taken up
-out/journal.jsonl     what happened, as it happened
-out/best.yaml  sweep.json  sweep.html
+    out/run.json          what it is a sweep of: another is refused
+    out/fit/              the prepared data, as a fit has it
+    out/graphs/ heads/    what trials share
+    out/tune/             Ray Tune's state, from which an interrupted sweep is taken up
+    out/journal.jsonl     what happened, as it happened
+    out/best.yaml  sweep.json  sweep.html
 
 The folder may be remote, as a run's: the driver works in a mirror and shares, after each trial, what another machine needs to
 take the sweep up; Ray Tune writes its state to the URI directly. What trials share, every node then makes for itself.
