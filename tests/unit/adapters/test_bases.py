@@ -120,6 +120,18 @@ def test_the_task_stage_merges_its_adapter_into_the_base(saved, answers, tmp_pat
         torch.testing.assert_close(after(**tokens).logits, stock.eval()(**tokens).logits, rtol=0, atol=1e-5)
 
 
+def test_the_second_worker_of_a_group_writes_its_base_too(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.distributed.mixin._is_torch_distributed_initialized", lambda: True)
+    monkeypatch.setattr("transformers.distributed.mixin._get_torch_distributed_rank", lambda: 1)
+    settings = PersonalSettings(
+        base=TaskBaseSettings(name=str(saved["label"]), max_tokens=32),
+        adapter=AdapterSettings(r=2),
+        fitting=FittingSettings(epochs=1, cache_gib=0),
+    )
+    fit_task_base(settings, [Example("red round", "low")], tmp_path / "task")
+    load_task_base(TaskBaseSettings(name=str(tmp_path / "task")))
+
+
 def test_a_prompt_cannot_be_the_task_stage(tmp_path):
     with pytest.raises(ConfigError, match="cannot be merged"):
         fit_task_base(PersonalSettings(adapter=AdapterSettings(kind="prompt_tuning")), [], tmp_path / "task")
