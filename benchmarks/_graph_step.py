@@ -89,7 +89,7 @@ def run(world_size: int, **options) -> list[dict]:
         options |= {"out": out, "threads": max(1, torch.get_num_threads() // world_size)}
         command = [sys.executable, __file__, json.dumps(options), str(world_size)]
         processes = [subprocess.Popen([*command, str(rank)]) for rank in range(world_size)]
-        if any([process.wait() for process in processes]):
+        if sum(abs(process.wait()) for process in processes):  # all of them are waited for
             raise SystemExit(f"A worker failed at {options['users']:,} users; is there memory for it?")
         return [json.loads(Path(out, f"{rank}.json").read_text()) for rank in range(world_size)]
 

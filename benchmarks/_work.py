@@ -3,8 +3,8 @@
 A multiplication and an addition are two operations. Bytes are those of every array read or written once, as if the caches held
 everything in between: no implementation moves fewer, so the bound is one. `itemsize` is of the numbers, 4 for float32.
 
-Shapes: E edges, U users, R responses, D dim, N texts, F features, H hidden, B rows, T tokens, I in, O out, r rank, K experts a row,
-X distinct experts, M neighbours, C comparisons.
+Shapes: E edges, U users, R responses, D dim, N texts, F features, H hidden, B rows, T tokens, I in, O out, r rank, K experts of a
+row, M neighbours, C comparisons.
 """
 
 from dataclasses import dataclass
@@ -42,10 +42,9 @@ def low_rank_layer(
     rows: int, tokens: int, inputs: int, outputs: int, rank: int, slices: int, shared: int = 0, itemsize: int = 4
 ) -> Work:
     """A linear layer with a low-rank map of rank r for each row, of which the batch has so many distinct `slices`, and one of
-    rank `shared` for all.
+    rank `shared` for all. MoLE: the rank is K x an expert's, the slices are the distinct experts; grouped adapters: the users.
 
-    `W x`: 2 B T I O. `B A x`: 2 B T (r + shared) (I + O). Read: B T I, I O, (slices r + shared) (I + O); written: B T O. MoLE's
-    layer has r = K x expert rank, of X distinct experts; a layer of grouped adapters has a slice for each distinct user.
+    `W x`: 2 B T I O. `B A x`: 2 B T (r + shared) (I + O). Read: B T I, I O, (slices r + shared) (I + O); written: B T O.
     """
     operations = 2 * rows * tokens * (inputs * outputs + (rank + shared) * (inputs + outputs))
     weights = inputs * outputs + (slices * rank + shared) * (inputs + outputs)

@@ -79,9 +79,8 @@ def measure_curve(all_users: list[int], settings: dict) -> tuple[list[dict], lis
     rows: list[dict] = []
     for users in sorted(all_users):
         for per_user in (COMPARISONS // 4, COMPARISONS):
-            expected = (
-                max((row["GiB"] / row["users"] for row in rows if row["comparisons a user"] == per_user), default=0.0) * users
-            )
+            a_user = [row["GiB"] / row["users"] for row in rows if row["comparisons a user"] == per_user]
+            expected = users * a_user[-1] if a_user else 0.0
             if users > 100_000 and expected > 0.8 * available_gib(settings["device"]):
                 return rows, [f"{users:,} users and more are left out: about {expected:.0f} GiB would be needed."]
             size = sizes(users, per_user)
@@ -119,8 +118,8 @@ def curve(all_users: list[int], settings: dict, hardware: Hardware) -> None:
     for row in rows[len(fitted) :]:
         errors = row["model's seconds"] / row["seconds a step"] - 1, row["model's GiB"] / row["GiB"] - 1
         notes.append(
-            f"Held out, {largest:,} users with {row['comparisons a user']} comparisons: the model is off by {errors[0]:+.0%} in time,"
-            f" {errors[1]:+.0%} in memory."
+            f"Held out, {largest:,} users with {row['comparisons a user']} comparisons:"
+            f" the model is off by {errors[0]:+.0%} in time, {errors[1]:+.0%} in memory."
         )
     seconds, size = fit_both(rows)
     notes += [

@@ -6,13 +6,14 @@
 
 The authors' side is their `models/CoPL_gcf.py`, imported from the checkout in a process of its own, stepped as their
 `train_CoPL_gcf.py` steps it: a whole propagation and an update for every mini-batch of 1,024 comparisons, AdamW, edge dropout .1,
-L2 of 1e-6. What only looks is left out: metrics, logging, their data loader, and their normalisation of the edges, a loop in Python
-over all of them. Ours, with the same width, depth, dropout, rate and free rows, scores all comparisons after one propagation. Before
-anything is timed their model gets our weights (its biases zero), and has to give the same embeddings without dropout.
+L2 of 1e-6. Left out, in their favour: metrics, logging, their data loader, their schedule of the rate, and their normalisation of
+the edges, a loop in Python over all of them. Ours, with the same width, depth, dropout, rate and free rows, scores all
+comparisons after one propagation. Before anything is timed their model gets our weights (its biases zero), and has to give the
+same embeddings without dropout.
 
-So there are two ratios: of a step, which is one propagation on either side, and of a pass over all comparisons, which is one step here
-and one for each mini-batch there. The second changes how many updates a pass makes; what that does to the result is not asked here.
-Where there is no GPU, `.cuda()`, which their model calls, is made to do nothing in their process.
+So there are two ratios: of a step, which is one propagation on either side, and of a pass over all comparisons, which is one step
+here and one for each mini-batch there. A pass then makes fewer updates; what that does to the result is not asked here. Where
+there is no GPU, `.cuda()`, which their model calls, is made to do nothing in their process.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How near each hot path comes to what the machine can do: operations and bytes by formula against peaks measured in the same run.
+"""How near each hot path comes to what the machine can do: operations and bytes by formula, peaks measured in the run.
 
     python benchmarks/roofline.py            # float32 on this machine's CPU, bfloat16 on its GPU
     python benchmarks/roofline.py --small    # only to see that it runs
@@ -139,15 +139,13 @@ def main() -> None:
     add_device(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
-    device, large = options.device, options.device == "cuda"
+    device = options.device
     dtype = training_precision(device)
-    users, texts, rows, tokens, width = (
-        (2_000, 500, 4, 16, 64)
-        if options.small
-        else (1_000_000, 1_000_000, 64, 256, 4096)
-        if large
-        else (200_000, 20_000, 64, 64, 384)
-    )
+    users, texts, rows, tokens, width = 200_000, 20_000, 64, 64, 384
+    if options.small:
+        users, texts, rows, tokens, width = 2_000, 500, 4, 16, 64
+    elif device == "cuda":
+        users, texts, tokens, width = 1_000_000, 1_000_000, 256, 4096
     paths = {
         f"graph aggregation, {users:,} users x 16": graph_path(users, device),
         f"head on {texts:,} known features": head_path(texts, device),
@@ -164,7 +162,7 @@ def main() -> None:
         found.append(row(name, seconds[name], work, half if "layer" in name else single))
     peaks = {"float32": single} | ({} if half is single else {str(dtype).removeprefix("torch."): half})
     notes = [
-        f"{name}: {limit.operations / 1e9:,.0f} GFLOP/s of a matrix product, {limit.bandwidth / 1e9:,.1f} GB/s of a copy, in this run."
+        f"{name}: {limit.operations / 1e9:,.0f} GFLOP/s of a matrix product, {limit.bandwidth / 1e9:,.1f} GB/s of a copy."
         for name, limit in peaks.items()
     ]
     report("roofline", f"Hot paths against the machine's own limits, {device_name(device)}", found, notes)
