@@ -6,10 +6,10 @@
 backward. The methods take turns within one run, and the figures are medians.
 
 A sequence goes through low-rank maps of rank 16 at each layer under every method but top-2 (24); that the models have so many
-parameters is checked. MoLE: an expert of rank 8 for all, and one of 8. The dispatcher: the same with a gate a layer, and it has to
-give what ours gives. X-LoRA (arXiv 2402.07148): the best of 8 adapters of rank 16 for each token, trained too; it knows no user,
-asks a pass of the base without adapters which to take, and computes all 8. Poly (arXiv 2202.13914): the mean, weighed by user, of 8
-adapters of rank 16; every user has trained logits a layer in place of an embedding, so it has nothing for a new one.
+parameters is checked. MoLE: an expert of rank 8 for all, and one of 8. The dispatcher: the same with a gate a layer, and it has
+to give what ours gives. X-LoRA (arXiv 2402.07148): the best of 8 adapters of rank 16 for each token, trained too; it knows no
+user, asks a pass of the base without adapters which to take, and computes all 8. Poly (arXiv 2202.13914): the mean, weighed by
+user, of 8 adapters of rank 16; every user has trained logits a layer in place of an embedding, so it has nothing for a new one.
 """
 
 import argparse
