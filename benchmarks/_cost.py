@@ -27,9 +27,12 @@ def fit(edges: Sequence[float], nodes: Sequence[float], measured: Sequence[float
     """Least squares of the *relative* errors, since sizes span decades; no coefficient is below zero, as no cost is.
 
     Raises:
-        ValueError: The sizes do not tell the three terms apart: fewer than three, or edges in proportion to nodes.
+        ValueError: The sizes do not tell the three terms apart: fewer than three, or edges in proportion to nodes; or something
+            cost nothing.
     """
     value = np.asarray(measured, dtype=float)
+    if not (value > 0).all():
+        raise ValueError("A cost of zero has no relative error.")
     relative = np.stack([np.ones(len(value)), np.asarray(edges, dtype=float), np.asarray(nodes, dtype=float)], axis=1)
     relative /= value[:, None]
     length = np.linalg.norm(relative, axis=0)

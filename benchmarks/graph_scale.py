@@ -69,7 +69,7 @@ def words_for(settings: dict) -> str:
 
 
 def available_gib(device: str) -> float:
-    """Memory for one more process. The graph is built in the machine's memory whatever the device, and is the larger part."""
+    """Memory for one more process. A graph for a GPU is built in the machine's memory first, and needs about as much there."""
     free = psutil.virtual_memory().available
     return (free if device == "cpu" else min(free, torch.cuda.mem_get_info()[0])) / 2**30
 
@@ -77,14 +77,15 @@ def available_gib(device: str) -> float:
 def measure_curve(all_users: list[int], settings: dict) -> tuple[list[dict], list[str]]:
     """A row for each size and density that memory holds."""
     rows: list[dict] = []
+    grown: dict[int, float] = {}  # GiB a user, beyond what the libraries take, at the size before
     for users in sorted(all_users):
         for per_user in (COMPARISONS // 4, COMPARISONS):
-            a_user = [row["GiB"] / row["users"] for row in rows if row["comparisons a user"] == per_user]
-            expected = users * a_user[-1] if a_user else 0.0
-            if users > 100_000 and expected > 0.8 * available_gib(settings["device"]):
+            expected = users * grown.get(per_user, 0.0)
+            if expected > 0.8 * available_gib(settings["device"]):
                 return rows, [f"{users:,} users and more are left out: about {expected:.0f} GiB would be needed."]
             size = sizes(users, per_user)
             (found,) = run(1, **size, **settings)
+            grown[per_user] = (found["peak_gib"] - found["imports_gib"]) / users
             rows.append(
                 {
                     "users": users,
@@ -92,7 +93,7 @@ def measure_curve(all_users: list[int], settings: dict) -> tuple[list[dict], lis
                     "edges": 2 * users * per_user,
                     "nodes": users + size["responses"],
                     "seconds a step": found["seconds"],
-                    "GiB": found["peak_gib"] - found["imports_gib"],
+                    "GiB": found["peak_gib"],
                 }
             )
     return rows, []

@@ -47,6 +47,11 @@ def test_sizes_in_one_proportion_are_refused(cost):
         cost.fit([100, 1_000, 10_000], [50, 500, 5_000], [1.0, 2.0, 3.0])
 
 
+def test_a_cost_of_zero_is_refused(cost):
+    with pytest.raises(ValueError, match="zero"):
+        cost.fit(*zip(*graph((10, 100)), strict=True), [0.0, 1.0, 2.0, 3.0])
+
+
 def test_one_worker_exchanges_nothing_and_holds_everything(cost):
     model, size = cost.CostModel(1.0, 1e-9, 0.0), cost.CostModel(0.0, 10.0, 100.0)
     graph_size = {"users": 1_000, "responses": 200, "comparisons": 16_000, "dim": 4, "layers": 1}
