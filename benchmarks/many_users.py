@@ -59,8 +59,7 @@ class Ways:
             "MoLE, 8 experts": lambda: self.experts(**self.inputs, user_embedding=self.user_UD[self.draw(users)]),
         }
         if users <= peft:
-            names = [str(number) for number in self.draw(users).tolist()]
-            found["PEFT, mixed batch"] = lambda: self.peft(**self.inputs, adapter_names=names)
+            found["PEFT, mixed batch"] = lambda: self.peft(**self.inputs, adapter_names=list(map(str, self.draw(users).tolist())))
         return found
 
 

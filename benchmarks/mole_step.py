@@ -60,19 +60,30 @@ def dispatcher(ours: nn.Module, users: torch.Tensor, tokens: dict[str, torch.Ten
     return theirs
 
 
+class UnderModel(nn.Module):
+    """The base under the name `model`, as a causal LM has it: X-LoRA finds no adapter's layers elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = base()
+        self.config = self.model.config
+        self.config.use_cache = False  # X-LoRA insists
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+
 def x_lora() -> nn.Module:
     """PEFT takes the adapters from disk."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         places = {str(number): str(Path(folder, str(number))) for number in range(EXPERTS)}
         for number, place in enumerate(places.values()):
-            model = get_peft_model(base(), LoraConfig(r=2 * RANK, target_modules=TARGETS))
-            torch.manual_seed(number)
-            model.save_pretrained(place)
-        model = base()
-        model.config.use_cache = False
+            wrapped = UnderModel()
+            torch.manual_seed(number)  # each adapter starts from another A
+            get_peft_model(wrapped, LoraConfig(r=2 * RANK, target_modules=TARGETS)).save_pretrained(place)
         config = XLoraConfig(hidden_size=384, adapters=places, use_trainable_adapters=True, top_k_lora=1)
-        return get_peft_model(model, config)
+        return get_peft_model(UnderModel(), config)
 
 
 def low_rank_parameters(model: nn.Module) -> int:
@@ -115,6 +126,7 @@ def main() -> None:
     users = torch.nn.functional.normalize(torch.randn(options.sequences, USER_DIM), dim=1)
     of_user, of_task = {"user_embedding": users}, {"task_ids": torch.arange(options.sequences)}
     published = experts(gate_weight="softmax", gate_scope="layer")
+    poly = PolyConfig(r=2 * RANK, target_modules=TARGETS, n_tasks=options.sequences, n_skills=EXPERTS)
     lora = f"LoRA, rank {2 * RANK}"
     models: dict[str, tuple[nn.Module, dict]] = {
         lora: (get_peft_model(base(), LoraConfig(r=2 * RANK, target_modules=TARGETS)), {}),
@@ -124,18 +136,19 @@ def main() -> None:
         "MoLE, 32 experts, top-1": (experts(num_experts=32), of_user),
         "MoLE, 8 experts, top-2": (experts(top_k=2), of_user),
         "X-LoRA, 8 adapters, top-1": (x_lora(), {}),
-        "Poly, 8 adapters": (
-            get_peft_model(base(), PolyConfig(r=2 * RANK, target_modules=TARGETS, n_tasks=options.sequences, n_skills=EXPERTS)),
-            of_task,
-        ),
+        "Poly, 8 adapters": (get_peft_model(base(), poly).base_model, of_task),  # PEFT's wrapper would drop the tasks
     }
     active = {name: low_rank_parameters(model) for name, (model, _) in models.items()}
     for name, count in active.items():
         assert count == active[lora] * (1.5 if "top-2" in name else 1), f"{name} has {count} low-rank parameters a sequence"
     calls = {}
     for name, (model, extra) in models.items():
+        model.to(options.device).train()
         inputs = {key: value.to(options.device) for key, value in (tokens | extra).items()}
-        calls[name] = step(model.to(options.device).train(), inputs)
+        model(**inputs).last_hidden_state.square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad), f"{name} trains less than it says"
+        model.zero_grad()
+        calls[name] = step(model, inputs)
     seconds = seconds_in_turn(calls, options.device, options.rounds)
     rows = [
         {
