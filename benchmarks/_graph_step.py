@@ -1,11 +1,11 @@
 """Full training steps of the graph stage on a generated graph, measured in processes of their own.
 
 What `graph_scale.py` and `graph_trainer.py` share. Options are a dictionary, so that they travel on a command line: users,
-responses, per_user, dim, layers, plain (PyG's own `propagate`), device, threads, supervision_share, edge_dropout.
+responses, per_user, dim, layers, plain (PyG's own `propagate`), device, optimization (its settings), spend (seconds of steps of
+one worker; by default two steps, however short).
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from _device import peak_bytes, timed
+from _device import forget_peak, peak_bytes, timed
 from _shards import make_shard
 
 from penchant.graph.collectives import current
@@ -23,7 +23,8 @@ from penchant.graph.layers import PreferenceLayer
 from penchant.graph.preference_graph import PreferenceShard
 from penchant.graph.training import GraphTrainer
 
-STEPS = 2
+STEPS = 2, 20
+"""At least, and at most; between them as many as `spend` seconds hold."""
 
 
 def edge_by_edge(self, user_UD, response_RD, graph):
@@ -61,19 +62,22 @@ def measure(options: dict, rank: int, world_size: int) -> None:
     device = options["device"]
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{options['out']}/meet", rank=rank, world_size=world_size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    forget_peak(device)
+    before = peak_bytes(device)
     trainer = make_trainer(options, rank, world_size)
     losses: list[float] = []
-    seconds = [timed(lambda: losses.append(trainer.step()), device) for _ in range(STEPS)]
+    seconds: list[float] = []
+    while len(seconds) < STEPS[0] or (len(seconds) < STEPS[1] and sum(seconds) < options["spend"]):
+        seconds.append(timed(lambda: losses.append(trainer.step()), device))
     rows = trainer.encoder.user_rows
     moments = [state for state in trainer.optimizer.state[rows].values() if state.dim()]
     edges = sum(t.nbytes for sign in (trainer.train.positive, trainer.train.negative) for t in vars(sign).values())
     result = {
         "seconds": min(seconds),
         "peak_gib": peak_bytes(device) / 2**30,
-        "imports_gib": before / 2**30 if device == "cpu" else 0.0,
+        "graph_gib": (peak_bytes(device) - before) / 2**30,
         "users_gib": (rows.nbytes + rows.grad.nbytes + sum(moment.nbytes for moment in moments) + edges) / 2**30,
-        "loss": losses[-1],
+        "loss": losses[1],
     }
     Path(options["out"], f"{rank}.json").write_text(json.dumps(result))
 
@@ -84,7 +88,7 @@ def run(world_size: int, **options) -> list[dict]:
     Raises:
         SystemExit: A worker failed.
     """
-    options = {"plain": False, "optimization": {"supervision_share": 0.5}} | options
+    options = {"plain": False, "spend": 0.0, "optimization": {"supervision_share": 0.5}} | options
     with tempfile.TemporaryDirectory() as out:
         options |= {"out": out, "threads": max(1, torch.get_num_threads() // world_size)}
         command = [sys.executable, __file__, json.dumps(options), str(world_size)]

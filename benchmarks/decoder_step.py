@@ -13,7 +13,7 @@ import argparse
 import statistics
 
 import torch
-from _device import add_device, device_name, peak_bytes, timed, training_precision
+from _device import add_device, device_name, forget_peak, peak_bytes, timed, training_precision
 from _peaks import matmul_rate
 from _report import report
 from _shapes import DECODERS, decoder, parameters_of_layers, random_tokens
@@ -63,8 +63,7 @@ def measure(name: str, checkpointing: bool, arguments: argparse.Namespace, preci
         users = torch.randn(arguments.sequences, USER_DIM, device=device)
         inputs["user_embedding"] = torch.nn.functional.normalize(users, dim=1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    forget_peak(device)
 
     def step() -> None:
         model(**inputs).last_hidden_state.float().square().mean().backward()

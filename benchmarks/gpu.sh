@@ -23,7 +23,7 @@ if [ "${1:-}" = "--small" ]; then
     run candidates.py --candidates 4 --tokens 16 --rounds 2
     run many_users.py --base tiny --users 5 20 --peft 5 --tokens 16 --rounds 2
     run mole_step.py --sequences 4 --tokens 8 --rounds 2
-    run graph_scale.py --users 300 1000 3000 --dim 8 --layers 1
+    run graph_scale.py --users 2000 6000 20000 --dim 16 --layers 1
     run grouped_adapters.py --quick --rounds 1
 else
     run roofline.py

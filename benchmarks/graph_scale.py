@@ -9,8 +9,8 @@ the size, beside the fused step at that size; on a CPU also two workers, for wha
 
 Three sizes and more: each at two numbers of comparisons a user, all in processes of their own, and a cost model fitted to them
 (`_cost.py`): first without the largest size, which it then has to predict; then to all, to compute what a step takes at
-100,000,000 users on hardware that `--workers`, `--gibibytes` and `--bandwidth` state. That row is computed, not measured. A size
-that the memory would not hold, going by the size before it, is left out.
+100,000,000 users on hardware that `--workers`, `--gibibytes` and `--bandwidth` state. That row is computed, not measured. Memory
+is the highest, beyond what the libraries take. A size that memory would not hold, going by the size before it, is left out.
 """
 
 import argparse
@@ -77,15 +77,15 @@ def available_gib(device: str) -> float:
 def measure_curve(all_users: list[int], settings: dict) -> tuple[list[dict], list[str]]:
     """A row for each size and density that memory holds."""
     rows: list[dict] = []
-    grown: dict[int, float] = {}  # GiB a user, beyond what the libraries take, at the size before
+    a_user: dict[int, float] = {}  # GiB at the size before
     for users in sorted(all_users):
         for per_user in (COMPARISONS // 4, COMPARISONS):
-            expected = users * grown.get(per_user, 0.0)
+            expected = users * a_user.get(per_user, 0.0)
             if expected > 0.8 * available_gib(settings["device"]):
                 return rows, [f"{users:,} users and more are left out: about {expected:.0f} GiB would be needed."]
             size = sizes(users, per_user)
-            (found,) = run(1, **size, **settings)
-            grown[per_user] = (found["peak_gib"] - found["imports_gib"]) / users
+            (found,) = run(1, **size, **settings, spend=1.0)
+            a_user[per_user] = found["graph_gib"] / users
             rows.append(
                 {
                     "users": users,
@@ -93,7 +93,7 @@ def measure_curve(all_users: list[int], settings: dict) -> tuple[list[dict], lis
                     "edges": 2 * users * per_user,
                     "nodes": users + size["responses"],
                     "seconds a step": found["seconds"],
-                    "GiB": found["peak_gib"],
+                    "GiB": found["graph_gib"],
                 }
             )
     return rows, []
@@ -140,7 +140,10 @@ def curve(all_users: list[int], settings: dict, hardware: Hardware) -> None:
         f"COMPUTED, not measured: {hardware.workers} machines like this one of {hardware.gibibytes:g} GiB,"
         f" {hardware.bandwidth:g} GB/s each way",
         [computed],
-        ["By the model above, responses on every worker; the exchange is a ring's and is not hidden behind computation."],
+        [
+            "By the model above; memory is beyond what the libraries take. Responses are on every worker; the exchange is"
+            " a ring's, and not hidden behind computation."
+        ],
     )
 
 

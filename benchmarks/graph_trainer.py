@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from _device import add_device, device_name, peak_bytes, settle, timed
+from _device import add_device, device_name, forget_peak, peak_bytes, settle, timed
 from _graph_step import make_trainer
 from _report import report
 from _shards import make_shard
@@ -126,6 +126,7 @@ def measure(options: dict, side: str) -> None:
     out, device = Path(options["out"]), options["device"]
     turns = Turns(out, options["sides"], side)
     turns.wait()
+    forget_peak(device)
     before, difference = peak_bytes(device), 0.0
     if side == AUTHORS:
         trainer: Ours | Authors = Authors(options)
