@@ -17,7 +17,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if device == "cuda" else f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def training_precision(device: str) -> torch.dtype:

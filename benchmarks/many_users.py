@@ -34,7 +34,6 @@ class Ways:
         self.device, self.largest = options.device, max(options.users)
         self.random = np.random.default_rng(0)
         precision = training_precision(self.device)
-
         targets = ["query", "value"] if options.base == "minilm" else ["q_proj", "v_proj"]
         config = LoraConfig(r=RANK, target_modules=targets)
         base = minilm(self.device, precision) if options.base == "minilm" else decoder(options.base, self.device, precision)
