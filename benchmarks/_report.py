@@ -1,9 +1,10 @@
-"""What every benchmark prints and leaves: a table, and the same as JSON."""
+"""What every benchmark prints and leaves: a table, and the same as JSON; some draw too."""
 
 import json
 import os
 from pathlib import Path
 
+import plotly.graph_objects as go
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,16 @@ def report(name: str, title: str, rows: list[dict], notes: list[str] | None = No
         console.print(note)
     OUT.mkdir(parents=True, exist_ok=True)
     machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     path = OUT / f"{name}.json"
     path.write_text(json.dumps({"title": title, "rows": rows, "notes": notes or [], "machine": machine}, indent=2) + "\n")
     console.print(f"[dim]{path}[/]")
+
+
+def draw(name: str, figure: go.Figure) -> None:
+    """Writes runs/benchmarks/NAME.html, a page that needs no network."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = OUT / f"{name}.html"
+    figure.write_html(path)
+    Console(width=150).print(f"[dim]{path}[/]")

@@ -4,12 +4,7 @@
     python benchmarks/graph_weak_scaling.py --users 50000 --responses 5000
 
 The two take turns, a block of steps each, so that what else the machine does meets both alike. Every exchange is counted where it
-is made, and held against the formula: of L layers, R responses and D dims, a step exchanges, in float32,
-
-    2 signs x L layers x (forward + backward) x R x D      partial sums of the responses, and their gradients
-    + 2 signs x R                                          degrees
-    + P                                                    gradients of what every worker holds (P parameters)
-    + 2                                                    the count of scored comparisons, and the loss
+is made, and held against the formula (`_cost.exchanged_bytes`).
 """
 
 import argparse
@@ -24,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from _cost import exchanged_bytes
 from _report import report
 from _shards import make_shard
 from _turns import Turns
@@ -86,7 +82,7 @@ def measure(options: dict, side: str, rank: int) -> None:
         "users": users,
         "seconds": seconds,
         "bytes": counted[0] / (ROUNDS * STEPS),
-        "formula": 4 * (2 * layers * 2 * responses * dim + 2 * responses + shared + 2) if side == "two" else 0,
+        "formula": exchanged_bytes(responses=responses, dim=dim, layers=layers, replicated=shared) if side == "two" else 0,
     }
     Path(options["out"], f"{side}-{rank}.json").write_text(json.dumps(result))
 

