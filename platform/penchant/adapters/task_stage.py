@@ -63,7 +63,7 @@ def fit_task_base(
         adapted: Any = get_peft_model(base, copy.deepcopy(config))
         set_peft_model_state_dict(adapted, fitted.tensors)
         merged = adapted.merge_and_unload()
-    # A group's workers each write bases of their own; transformers takes them for copies, and would write the first worker's alone.
+    # Workers write bases of their own; transformers takes those for copies of one, and would write the first worker's alone.
     merged.should_save_on_this_rank = lambda is_main_process: is_main_process
     with replace_folder(folder) as fresh:
         merged.save_pretrained(fresh)

@@ -1,8 +1,8 @@
 """A trained method in a folder::
 
-    method.json          which method, its settings and those of the shared head, its shapes
-    method.safetensors   its weights, without its users
-    users.safetensors    the vectors of the users of training: (U, D)
+method.json          which method, its settings and those of the shared head, its shapes
+method.safetensors   its weights, without its users
+users.safetensors    the vectors of the users of training: (U, D)
 """
 
 from __future__ import annotations
