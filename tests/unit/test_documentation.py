@@ -25,7 +25,7 @@ HELP = sorted((ROOT / "platform" / "penchant" / "cli").glob("*.py"))
 LINE = re.compile(r"\s*(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(penchant|python) (.*)")
 IN_REPOSITORY = re.compile(r"(?!jobs/x.py)(recipes|tune|jobs|serve|kubernetes|benchmarks|tests|platform)/\S+\.(py|yaml|json)")
 PLACEHOLDER = "1"  # what stands for COMMAND, ID or OUT: it may be a number and a text
-SETTING = re.compile(r"([a-z_]+(?:\.[\w*+-]+)+)(?<!\.json)(?<!\.html)(=\S+)?")
+SETTING = re.compile(r"([a-z_]+(?:\.[\w*+-]+)+)(?<!\.json)(?<!\.html)(?<!\.py)(=\S+)?")
 
 
 def fenced(text: str) -> list[str]:
