@@ -77,6 +77,7 @@ def main() -> None:
             expected = np.concatenate([part["score"].to_numpy() for part in alone])
             assert np.allclose(scored["score"].to_numpy(), expected, atol=1e-3), "the job scores what the model scores"
             figures.append((bare, done.rows_per_second, done.start_up_seconds))
+            print(f"round {number + 1}: bare {bare:.1f} rows/s, the job {done.rows_per_second:.1f}", flush=True)
     bare, job, start_up = np.array(figures).T
     rows = [
         {"round": number + 1, "bare model, rows/s": float(bare[number]), "job, rows/s": float(job[number]),
