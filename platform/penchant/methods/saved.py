@@ -1,8 +1,10 @@
 """A trained method in a folder::
 
-method.json          which method, its settings and those of the shared head, its shapes
-method.safetensors   its weights, without its users
-users.safetensors    the vectors of the users of training: (U, D)
+    method.json          which method, its settings and those of the shared head, its shapes
+    method.safetensors   its weights, without its users
+    users.safetensors    the vectors of the users of training: (U, D)
+
+`save_method` leaves it, and `load_method` reads it.
 """
 
 from __future__ import annotations
