@@ -83,22 +83,21 @@ def main() -> None:
 def compare(dataset: PreferenceDataset, default: FitSettings, best: FitSettings, arguments: argparse.Namespace) -> None:
     """Fits both in full, and prints the paired difference on test for every cell."""
     judged = {
-        "personalised": judge(dataset, best, arguments.out / "best"),
-        "frozen": judge(dataset, default, arguments.default or arguments.out / "default"),
+        "best": judge(dataset, best, arguments.out / "best"),
+        "default": judge(dataset, default, arguments.default or arguments.out / "default"),
     }
-    first = judged["personalised"]
+    first = judged["best"]
     both = Judgements(
         user=first.user,
         prompt=first.prompt,
         seen=first.seen,
         controversial=first.controversial,
-        # The bootstrap knows methods by name; here `frozen` stands for the default settings.
         margins={name: judgements.margins["personalised"] for name, judgements in judged.items()},
     )
-    bootstrap = Bootstrap(both, resamples=default.evaluation.resamples)
+    bootstrap = Bootstrap(both, resamples=default.evaluation.resamples, methods=tuple(judged))
     rows = []
     for cohort, kind in bootstrap.cells:
-        keys = ("personalised", cohort, kind), ("frozen", cohort, kind)
+        keys = ("best", cohort, kind), ("default", cohort, kind)
         low, high = interval(bootstrap.resampled[keys[0]] - bootstrap.resampled[keys[1]])
         rows.append(
             {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from penchant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from penchant.runtime.study.running import StudyRun
 
 console = Console()
 
@@ -55,12 +58,9 @@ def _folder(given: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def _list(run: object) -> None:
+def _list(run: StudyRun) -> None:
     from rich.table import Table
 
-    from penchant.runtime.study.running import StudyRun
-
-    assert isinstance(run, StudyRun)
     table = Table("Part", "Data", "Fits", "Done", "Seconds of these")
     for name, part in run.study.parts.items():
         for data in part.data or run.study.data:

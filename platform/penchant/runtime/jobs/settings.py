@@ -206,8 +206,8 @@ class SweepJob(Job):
         dataset = PreferenceDataset.load(self.data)
         console.print(dataset)
         seconds = None if self.minutes is None else 60 * self.minutes
-        best = Sweep(dataset, space, base, self.out, console, trials=self.trials, seconds=seconds).run().best
-        console.print(f"Best: trial {best.number}, valid accuracy {best.accuracy:.4f}: {self.out}/best.yaml", soft_wrap=True)
+        result = Sweep(dataset, space, base, self.out, console, trials=self.trials, seconds=seconds).run()
+        console.print(f"Chosen: {result.values['why']} {self.out}/best.yaml", markup=False, soft_wrap=True)
         console.print(f"Report: {self.out}/sweep.html", soft_wrap=True)
 
 
