@@ -142,10 +142,11 @@ def main() -> None:
         ):
             made = measure(folder, stream=stream, room=limit)
             rows.append({"texts": words, "room, MiB": arguments.room_mib if limit else "any", **made})
+            print(rows[-1], flush=True)
+        assert rows[0]["outcome"] == "done", rows
         if rows[2]["outcome"] == "done":
             streamed = read_streamed(folder)
             assert np.array_equal(streamed, np.load(folder / "peer.npy").astype(np.float16)), "other features"
-    assert rows[0]["outcome"] == "done", rows
     report("bounded_memory", f"Features of {count:,} texts, {arguments.table_mib} MiB", rows)
 
 

@@ -11,6 +11,7 @@ from penchant.store.records import (
     UserRecord,
 )
 from penchant.store.store import UserStore
+from penchant.store.values import latest_choices
 
 __all__ = [
     "Choice",
@@ -22,4 +23,5 @@ __all__ = [
     "StoredComparison",
     "UserRecord",
     "UserStore",
+    "latest_choices",
 ]

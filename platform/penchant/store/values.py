@@ -54,6 +54,17 @@ def pair_digest(choice: Choice) -> bytes:
     return digest(choice.prompt, *sorted((choice.chosen, choice.rejected)))
 
 
+def latest_choices(choices: Sequence[Choice], *, limit: int) -> list[Choice]:
+    """What `UserStore.comparisons` gives once these are stored, in this order: the latest on each pair, the newest of them.
+
+    Raises:
+        DataError: A text that cannot be held.
+    """
+    check_choices(choices)
+    latest = {pair_digest(choice): row for row, choice in enumerate(choices)}
+    return [choices[row] for row in sorted(latest.values(), reverse=True)[:limit]][::-1]
+
+
 def body_digest(user: str, choices: Sequence[Choice]) -> bytes:
     """Of a whole request, as canonical JSON: tells a repeated request from another with the same idempotency key."""
     body = [user, [[choice.prompt, choice.chosen, choice.rejected] for choice in choices]]

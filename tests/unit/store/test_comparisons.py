@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from penchant.errors import DataError
-from penchant.store import Choice, Counts, Receipt, UserRecord, tables
+from penchant.store import Choice, Counts, Receipt, UserRecord, latest_choices, tables
 
 ODD = [
     "'; DROP TABLE users; --",
@@ -71,6 +71,18 @@ def test_of_one_pair_the_latest_choice_counts(store):
     assert [row.chosen for row in store.comparisons("acme", "bob", limit=2)] == ["a"]
     assert store.user("acme", "ana").comparisons == 3  # all of them are stored
     assert len(list(store.export("acme"))) == 4
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 9])
+def test_what_will_be_stored_is_known_before(store, limit):
+    random = np.random.default_rng(limit)
+    choices = [
+        Choice(f"p{prompt}", *(("a", "b") if forth else ("b", "a"))) for prompt, forth in random.integers((4, 2), size=(12, 2))
+    ]
+    for start in range(0, 12, 4):
+        store.add("acme", "ana", choices[start : start + 4])
+        stored = [Choice(row.prompt, row.chosen, row.rejected) for row in store.comparisons("acme", "ana", limit=limit)]
+        assert latest_choices(choices[: start + 4], limit=limit) == stored
 
 
 def test_digests_do_not_take_one_pair_for_another(store):

@@ -1,7 +1,7 @@
 """What the endpoints do: between the store, which knows users, and the replicas, which know the bundle.
 
 Every request asks the store first; one that the store has acknowledged is never lost. The replicas are asked once, or twice where
-a new bundle has not seen the user's comparisons yet.
+a new bundle has not seen the user's comparisons yet, or where two clients write to one user at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreA
 from penchant.runtime.serving.measures import Measures
 from penchant.scoring.model import Personalisation, TextComparison
 from penchant.scoring.questions import Question
-from penchant.store import Choice, KeyRecord, UserRecord, UserStore
+from penchant.store import Choice, KeyRecord, UserRecord, UserStore, latest_choices
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -141,18 +141,26 @@ class Service:
     async def add(
         self, tenant: str, user: str, choices: Sequence[TextComparison], *, idempotency_key: str | None
     ) -> Acknowledged:
-        """Stores comparisons, and then onboards the user with them.
+        """Stores comparisons, and onboards the user with them.
 
-        Once they are stored they are acknowledged, whether or not a replica can be asked.
+        Once they are stored they are acknowledged, whether or not a replica can be asked. One is asked while the store still
+        writes: its answer counts if what is stored then is what it was asked about, and else it is asked again.
         """
-        before, _ = await self._knowledge(tenant, user)
-        rows = [Choice(choice.prompt, choice.chosen, choice.rejected) for choice in choices]
-        receipt = await _in_thread(lambda: self.store.add(tenant, user, rows, idempotency_key=idempotency_key))
+        before, earlier = (await self._knowledge(tenant, user))[0], await self._choices(tenant, user)
+        rows = _rows(choices)
+        expected = _choices(latest_choices([*_rows(earlier), *rows], limit=self.settings.limits.comparisons_per_user))
+        ahead = asyncio.create_task(self._onboard(before, expected, len(choices)))
+        ahead.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait for it
+        try:
+            receipt = await _in_thread(lambda: self.store.add(tenant, user, rows, idempotency_key=idempotency_key))
+        except BaseException:
+            ahead.cancel()
+            raise
         personalisation: Personalisation = "unknown"
         bundle: str | None = None
         try:
             stored = await self._choices(tenant, user)
-            onboarded = await self.scorer.onboard(before, stored, min(len(choices), len(stored)))
+            onboarded = await (ahead if stored == expected else self._onboard(before, stored, len(choices)))
             personalisation, bundle = onboarded.personalisation, onboarded.bundle
             await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
             if not receipt.replayed:
@@ -160,6 +168,9 @@ class Service:
         except (Busy, Unavailable, StoreError) as error:
             log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
         return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed)
+
+    async def _onboard(self, before: Knowledge, choices: Sequence[TextComparison], new: int) -> Onboarding:
+        return await self.scorer.onboard(before, choices, min(new, len(choices)))
 
     async def question(self, tenant: str, user: str) -> tuple[str, Question | None]:
         """The bundle, and the comparison to ask a user next; None where all have been answered."""
@@ -232,7 +243,7 @@ class Service:
     async def _choices(self, tenant: str, user: str) -> tuple[TextComparison, ...]:
         limit = self.settings.limits.comparisons_per_user
         rows = await self._look_up(lambda: self.store.comparisons(tenant, user, limit=limit))
-        return tuple(TextComparison(row.prompt, row.chosen, row.rejected) for row in rows)
+        return _choices(rows)
 
     async def _keep(self, tenant: str, user: str, version: int, bundle: str, embedding: Any) -> None:
         """Has an embedding saved, and does not wait for it: it follows from what is stored, and who finds none computes it."""
@@ -250,6 +261,14 @@ class Service:
         task = asyncio.create_task(save())
         self._unsaved.add(task)
         task.add_done_callback(self._unsaved.discard)
+
+
+def _rows(choices: Sequence[TextComparison]) -> list[Choice]:
+    return [Choice(choice.prompt, choice.chosen, choice.rejected) for choice in choices]
+
+
+def _choices(rows: Sequence[Choice]) -> tuple[TextComparison, ...]:
+    return tuple(TextComparison(row.prompt, row.chosen, row.rejected) for row in rows)
 
 
 def _with_choices(known: Knowledge, choices: tuple[TextComparison, ...]) -> Knowledge:

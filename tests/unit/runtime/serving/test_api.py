@@ -3,7 +3,9 @@
 import asyncio
 import datetime
 import json
+import time
 
+import numpy as np
 import pytest
 
 from penchant.errors import StoreError
@@ -11,6 +13,8 @@ from penchant.runtime.serving.config import LimitSettings
 from penchant.runtime.serving.gate import Gate
 from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import Busy, Unavailable
+from penchant.scoring.model import ResolvedUser, TextComparison
+from penchant.store import Choice
 
 CHOICE = ("Explain tides.", "Step one: look up. Step two: wait.", "What a lovely question, dear reader!")
 
@@ -99,6 +103,52 @@ def test_what_is_stored_is_acknowledged_though_no_replica_answers(running):
     assert running.score("di").headers["Retry-After"]
     running.scorer.trouble = None
     assert running.score("di").json()["personalisation"] == "onboarded"
+
+
+def test_a_replica_is_asked_once_while_the_store_writes(running, monkeypatch):
+    add, during = running.store.add, []
+
+    def noted(*arguments, **named):
+        time.sleep(0.2)
+        during.append(list(running.scorer.calls))
+        return add(*arguments, **named)
+
+    monkeypatch.setattr(running.store, "add", noted)
+    for count in range(8):  # more than comparisons_per_user, and the last pair twice
+        running.scorer.calls.clear()
+        stored = running.choose("eve", (f"Prompt {min(count, 6)}.", "Step one: begin.", "Dear reader!"))
+        assert stored.json()["personalisation"] == "onboarded"
+        assert during.pop() == running.scorer.calls == ["onboard"]
+
+
+def test_what_another_client_wrote_meanwhile_counts(running, monkeypatch):
+    """The second of two clients asks a replica before the first one's choice is stored."""
+    add, other = running.store.add, Choice("Name a fruit.", "Apple.", "Such a sweet question!")
+
+    def after_another(tenant, user, *arguments, **named):
+        add(tenant, user, [other])
+        return add(tenant, user, *arguments, **named)
+
+    monkeypatch.setattr(running.store, "add", after_another)
+    stored = running.choose("flo", CHOICE).json()
+    assert (stored["comparisons"], stored["personalisation"]) == (2, "onboarded")
+    assert running.scorer.calls == ["onboard", "onboard"]
+    texts = ["Step one: begin.", "Have a lovely day, dear reader."]
+    own = running.score("flo", texts).json()["scores"]
+    both = [TextComparison(other.prompt, other.chosen, other.rejected), TextComparison(*CHOICE)]
+    model = running.scorer.engine.model
+    user = ResolvedUser("flo", "onboarded", model.embed_choices({"flo": both})["flo"])
+    expected, _ = model.score_texts([user], np.zeros(2, int), [("Explain tides.", text) for text in texts])
+    assert [item["score"] for item in own] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_choice_that_is_not_stored_is_not_acknowledged_though_a_replica_answered(running, monkeypatch):
+    def refuse(*arguments, **named):
+        raise StoreError("The disk is full; nothing was stored.")
+
+    monkeypatch.setattr(running.store, "add", refuse)
+    problem(running.choose("gus", CHOICE), 503)
+    assert running.score("gus").json()["personalisation"] == "unknown"
 
 
 def test_next_comparison_asks_what_has_not_been_answered(running):
