@@ -134,7 +134,7 @@ def cut_checkpoint(fit: Fit) -> None:
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", path], capture_output=True).returncode:
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", path], capture_output=True).returncode:
         raise PermissionError("a small file system can only be mounted by root, where mounting is allowed")
     try:
         yield
@@ -147,7 +147,7 @@ def fill_disk(fit: Fit) -> None:
     ballast = fit.out / "checkpoints" / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
-            file.write(bytes(4096))
+            file.write(bytes(65536))
     fit.finish(fails=True)
     error = " ".join(fit.said.read_text().split())
     assert "The disk is full" in error, error[-2000:]
