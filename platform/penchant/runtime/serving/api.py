@@ -16,7 +16,6 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from penchant import __version__
 from penchant.runtime.serving.chat.endpoint import add_chat
 from penchant.runtime.serving.config import ServiceSettings
-from penchant.runtime.serving.engine import ScoreAnswer
 from penchant.runtime.serving.failures import Refusal, handle_failures
 from penchant.runtime.serving.gate import Gate
 from penchant.runtime.serving.schemas import (
@@ -139,7 +138,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         texts = {f"body.responses.{number}": text for number, text in enumerate(body.responses)}
         _check_lengths(settings, {"body.prompt": body.prompt} | texts)
         answer = await service.score(key.tenant, body.user, body.prompt, body.responses)
-        response.headers["Server-Timing"] = _timing(answer)
+        response.headers["Server-Timing"] = _timing(answer.seconds)
         items = [
             ScoreItem(index=number, score=own, uniform=uniform)
             for number, (own, uniform) in enumerate(zip(answer.score, answer.uniform, strict=True))
@@ -155,7 +154,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         texts = {f"body.documents.{number}": text for number, text in enumerate(documents)}
         _check_lengths(settings, {"body.query": body.query} | texts)
         answer = await service.score(key.tenant, body.user or "", body.query, documents)
-        response.headers["Server-Timing"] = _timing(answer)
+        response.headers["Server-Timing"] = _timing(answer.seconds)
         order = sorted(range(len(documents)), key=lambda number: -answer.score[number])[: body.top_n]
         return RerankResult(
             id=str(uuid.uuid4()),
@@ -195,6 +194,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
         _check_lengths(settings, texts)
         choices = [TextComparison(choice.prompt, choice.chosen, choice.rejected) for choice in body.comparisons]
         stored = await service.add(key.tenant, user, choices, idempotency_key=idempotency_key)
+        response.headers["Server-Timing"] = _timing(stored.seconds)
         if stored.replayed:
             response.headers["Idempotency-Replayed"] = "true"
         return Stored(
@@ -282,9 +282,9 @@ def _add_playground(app: FastAPI, service: Service) -> None:
         return described
 
 
-def _timing(answer: ScoreAnswer) -> str:
+def _timing(model_seconds: float) -> str:
     """The model's share of the time, in milliseconds: what `Server-Timing` is for."""
-    return f"model;dur={1000 * answer.seconds:.2f}"
+    return f"model;dur={1000 * model_seconds:.2f}"
 
 
 def _sigmoid(score: float) -> float:

@@ -81,6 +81,8 @@ class Onboarding:
     embedding: np.ndarray
     agreed: float
     """How many of the new comparisons the scores had right before they were known; a tie counts one half."""
+    seconds: float = 0.0
+    """Time that the model took."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,15 @@ class ScoringEngine:
         Args:
             before: What was known before the newest `new` of them.
         """
+        started = time.perf_counter()
         embedding = self.model.embed_choices({before.user: choices})[before.user]
         earlier, newest = tuple(choices[: len(choices) - new]), choices[len(choices) - new :]
         # Under a new bundle the earlier comparisons are replayed: the new ones are held against what those would have given.
         (user,), _ = self._resolve([replace(before, comparisons=len(earlier), choices=earlier)])
         assert user is not None
         personalisation: Personalisation = "seen" if user.personalisation == "seen" else "onboarded"
-        return Onboarding(self.bundle, personalisation, embedding.numpy(), self._agreed(user, newest))
+        agreed = self._agreed(user, newest)
+        return Onboarding(self.bundle, personalisation, embedding.numpy(), agreed, time.perf_counter() - started)
 
     def _agreed(self, user: ResolvedUser, choices: Sequence[TextComparison]) -> float:
         texts = [(choice.prompt, text) for choice in choices for text in (choice.chosen, choice.rejected)]

@@ -82,6 +82,8 @@ class Acknowledged:
     personalisation: Personalisation
     bundle: str | None
     replayed: bool
+    seconds: float
+    """Time that the model took."""
 
 
 class Service:
@@ -158,16 +160,17 @@ class Service:
             raise
         personalisation: Personalisation = "unknown"
         bundle: str | None = None
+        seconds = 0.0
         try:
             stored = await self._choices(tenant, user)
             onboarded = await (ahead if stored == expected else self._onboard(before, stored, len(choices)))
-            personalisation, bundle = onboarded.personalisation, onboarded.bundle
+            personalisation, bundle, seconds = onboarded.personalisation, onboarded.bundle, onboarded.seconds
             await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
             if not receipt.replayed:
                 self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
         except (Busy, Unavailable, StoreError) as error:
             log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
-        return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed)
+        return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed, seconds)
 
     async def _onboard(self, before: Knowledge, choices: Sequence[TextComparison], new: int) -> Onboarding:
         return await self.scorer.onboard(before, choices, min(new, len(choices)))

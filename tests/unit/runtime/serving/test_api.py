@@ -98,6 +98,7 @@ def test_what_is_stored_is_acknowledged_though_no_replica_answers(running):
     # What is known of the user is read before, from the store alone.
     stored = running.choose("di", CHOICE)
     assert stored.status_code == 200
+    assert stored.headers["Server-Timing"] == "model;dur=0.00"
     assert stored.json()["personalisation"] == "unknown"
     assert problem(running.score("di"), 503)["type"] == "unavailable"
     assert running.score("di").headers["Retry-After"]
@@ -117,6 +118,7 @@ def test_a_replica_is_asked_once_while_the_store_writes(running, monkeypatch):
     for count in range(8):  # more than comparisons_per_user, and the last pair twice
         running.scorer.calls.clear()
         stored = running.choose("eve", (f"Prompt {min(count, 6)}.", "Step one: begin.", "Dear reader!"))
+        assert float(stored.headers["Server-Timing"].removeprefix("model;dur=")) > 0
         assert stored.json()["personalisation"] == "onboarded"
         assert during.pop() == running.scorer.calls == ["onboard"]
 
