@@ -13,11 +13,11 @@ OUT = Path("runs/benchmarks")
 
 
 def report(name: str, title: str, rows: list[dict], notes: list[str] | None = None) -> None:
-    """Prints the rows (dictionaries with the same keys) and writes runs/benchmarks/NAME.json."""
+    """Prints the rows (dictionaries with the same keys) and writes runs/benchmarks/NAME.json. NaN is what was not measured."""
+    rows = [{name: None if value != value else value for name, value in row.items()} for row in rows]  # JSON has no NaN
     table = Table(*rows[0], title=title)
     for row in rows:
-        table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-                        for value in row.values()))  # fmt: skip
+        table.add_row(*map(_written, row.values()))
     console = Console(width=150)
     console.print(table)
     for note in notes or []:
@@ -27,8 +27,16 @@ def report(name: str, title: str, rows: list[dict], notes: list[str] | None = No
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     path = OUT / f"{name}.json"
-    path.write_text(json.dumps({"title": title, "rows": rows, "notes": notes or [], "machine": machine}, indent=2) + "\n")
+    path.write_text(
+        json.dumps({"title": title, "rows": rows, "notes": notes or [], "machine": machine}, indent=2, allow_nan=False) + "\n"
+    )
     console.print(f"[dim]{path}[/]")
+
+
+def _written(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}"
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
 def draw(name: str, figure: go.Figure) -> None:
