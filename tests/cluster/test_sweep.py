@@ -57,8 +57,9 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_ends_though_trials_keep_fa
         "stage": "reward",
         "parameters": {DEPTH: {"choice": [1, 2]}, RATE: {"choice": [0.0005, TOO_HIGH]}, "experts.r": {"choice": [2, 4]}},
         "settings": SMALL,
-        "trial": {"experts": {"evaluate_every": 2}},
-        "asha": {"steps": 8, "first": 2, "factor": 2},
+        "trial": {"experts": {"evaluate_every": 96}},
+        # Long enough that there is something left to interrupt when two trials have ended.
+        "asha": {"steps": 384, "first": 96, "factor": 2},
         "trials": 9,
     }
     arguments = command(data, out, space, f"backbone.name={tiny_backbone}")
