@@ -163,11 +163,12 @@ class Service:
         seconds = 0.0
         try:
             stored = await self._choices(tenant, user)
-            onboarded = await (ahead if stored == expected else self._onboard(before, stored, len(choices)))
-            personalisation, bundle, seconds = onboarded.personalisation, onboarded.bundle, onboarded.seconds
-            await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
-            if not receipt.replayed:
-                self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
+            if stored:  # else the user is deleted already
+                onboarded = await (ahead if stored == expected else self._onboard(before, stored, len(choices)))
+                personalisation, bundle, seconds = onboarded.personalisation, onboarded.bundle, onboarded.seconds
+                await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
+                if not receipt.replayed:
+                    self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
         except (Busy, Unavailable, StoreError) as error:
             log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
         return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed, seconds)

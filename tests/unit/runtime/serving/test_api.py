@@ -144,6 +144,21 @@ def test_what_another_client_wrote_meanwhile_counts(running, monkeypatch):
     assert [item["score"] for item in own] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_a_user_who_is_deleted_while_a_choice_is_stored_stays_unknown(running, monkeypatch):
+    add = running.store.add
+
+    def deleted_after(tenant, user, *arguments, **named):
+        receipt = add(tenant, user, *arguments, **named)
+        running.store.forget(tenant, user)
+        return receipt
+
+    monkeypatch.setattr(running.store, "add", deleted_after)
+    stored = running.choose("hal", CHOICE)
+    assert stored.status_code == 200
+    assert stored.json()["personalisation"] == "unknown"
+    assert running.score("hal").json()["personalisation"] == "unknown"
+
+
 def test_a_choice_that_is_not_stored_is_not_acknowledged_though_a_replica_answered(running, monkeypatch):
     def refuse(*arguments, **named):
         raise StoreError("The disk is full; nothing was stored.")
