@@ -63,7 +63,7 @@ def adapters_fit(
 
         penchant adapters fit --examples examples.parquet base.name=runs/task-base adapter.layers=2
 
-        penchant adapters fit --lamp my-films --task movie_tagging --out runs/films prompts.retrieved=1
+        penchant adapters fit --lamp my-reviews --task product_rating --out runs/reviews prompts.retrieved=1
     """
     from penchant.adapters.config import LampSettings, PersonalSettings
     from penchant.config import load_settings
