@@ -55,7 +55,7 @@ def pair_digest(choice: Choice) -> bytes:
 
 
 def latest_choices(choices: Sequence[Choice], *, limit: int) -> list[Choice]:
-    """What `UserStore.comparisons` gives once these are stored, in this order: the latest on each pair, the newest of them.
+    """What `UserStore.comparisons` gives once these are stored in this order: of the latest on each pair the newest `limit`.
 
     Raises:
         DataError: A text that cannot be held.
