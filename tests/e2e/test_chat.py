@@ -22,9 +22,9 @@ USERS = ["ann", "bob", "carl/ä", "nobody"]
 
 
 class Served:
-    """`penchant serve` without a bundle, running."""
+    """`penchant serve` of a base and a store of adapters, running."""
 
-    def __init__(self, folder, writer):
+    def __init__(self, folder, writer, *more):
         shutil.copytree(writer, folder, dirs_exist_ok=True)
         self.log, self.store = folder / "serve.log", folder / "store"
         with socket.socket() as probe:
@@ -36,7 +36,7 @@ class Served:
         kept = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, "generator.num_cpus=0.5", "generator.max_replicas=1"],
+                [*command, *more, "generator.num_cpus=0.5", "generator.max_replicas=1"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
@@ -150,3 +150,32 @@ def test_after_kill_9_of_the_replica_that_writes_it_is_told_and_comes_back(serve
 
 def test_it_stops_cleanly(served):
     assert served.stop() == 0, served.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, personal_writer, bundle):
+    settings = ["--bundle", str(bundle[0]), "scorer.num_cpus=0.5", "scorer.max_replicas=1"]
+    served = Served(tmp_path_factory.mktemp("both"), personal_writer, *settings)
+    yield served
+    served.stop()
+
+
+def test_with_a_bundle_too_several_answers_come_in_the_order_of_the_users_own_reward(both):
+    headers = {"Authorization": f"Bearer {both.key}"}
+    pair = {"prompt": "explain the tides", "chosen": "Step one: look up.", "rejected": "What a lovely question, dear reader!"}
+    with both.client() as client:
+        unheard = answer(client, "ann", n=4, temperature=1)
+        assert unheard.penchant["ranking"]["personalisation"] == "unknown"
+        stored = httpx.post(f"{both.url}/v1/users/ann/comparisons", json={"comparisons": [pair]}, headers=headers)
+        assert stored.json()["personalisation"] == "onboarded", stored.text
+        said = answer(client, "ann", n=4, temperature=1)
+    assert said.penchant["personalisation"] == "own"
+    ranking = said.penchant["ranking"]
+    assert (ranking["by"], ranking["personalisation"]) == ("reward", "onboarded")
+    texts = [choice.message.content for choice in said.choices]
+    body = {"user": "ann", "prompt": "explain the tides", "responses": texts}
+    scores = httpx.post(f"{both.url}/v1/score", json=body, headers=headers).json()
+    own = [score["score"] for score in scores["scores"]]
+    assert own == sorted(own, reverse=True)
+    assert len(set(texts)) > 1
+    assert [choice.penchant["score"] for choice in said.choices] == pytest.approx(own, abs=1e-5)

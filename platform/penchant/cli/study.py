@@ -24,8 +24,13 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder of the fits; give the same again to go on.")] = Path("runs/study"),
     page: Annotated[Path, typer.Option(help="Markdown page of the tables.")] = Path("docs/results.md"),
     part: Annotated[list[str] | None, typer.Option(help="Run this part alone; several.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Run the fits with this seed alone; several.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Say what is done and what is missing, and run nothing.")] = False,
     keep: Annotated[bool, typer.Option(help="Keep bundles and checkpoints of the fits too.")] = False,
+    at_once: Annotated[
+        int | None,
+        typer.Option(help="Fits side by side; by default one a GPU, or one a core. With 1, a fit has all workers.", min=1),
+    ] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster to join.")] = None,
 ) -> None:
     """Run the fits that a study lacks, and write its tables and plots. What is done is not done again.
@@ -45,7 +50,7 @@ def study(
     if listing:
         _list(run)
         return
-    run.run(console, parts=part or [], address=address, keep=keep)
+    run.run(console, parts=part or [], seeds=seed or [], address=address, keep=keep, at_once=at_once)
     given = "".join(f" --data {name}=..." for name in run.data if name not in run.study.planted)
     write_results(run, page, command=f"penchant study {file}{given}")
     console.print(f"Tables: {page}\nPlots: {out / 'results.html'}", markup=False, soft_wrap=True)

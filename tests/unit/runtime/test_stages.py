@@ -125,7 +125,7 @@ def test_nothing_is_learnt_from_one_user(cohorts, said):
 
     from penchant.data import PreferenceDataset
     from penchant.errors import DataError
-    from penchant.runtime.training.stages import _check_learnable
+    from penchant.runtime.training.prepared import check_learnable
 
     users = [f"u{number}" for number in range(len(cohorts))]
     dataset = PreferenceDataset.from_tables(
@@ -137,7 +137,7 @@ def test_nothing_is_learnt_from_one_user(cohorts, said):
         users=pa.table({"user_id": users, "cohort": cohorts}),
     )  # fmt: skip
     with pytest.raises(DataError, match=said):
-        _check_learnable(dataset)
+        check_learnable(dataset)
 
 
 def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from penchant import __version__
-from penchant.artifacts import fingerprint, list_files, read_json, write_json
+from penchant.artifacts import fingerprint, list_files, read_json
 from penchant.data import PreferenceDataset
 from penchant.data.changes import ChangeSettings, change_choices
 from penchant.data.planted import save_planted
 from penchant.errors import ConfigError
+from penchant.runtime.cluster import start_ray
+from penchant.runtime.progress import progress_bar
+from penchant.runtime.study.fits import Fit, fit, fit_side_by_side, places
 from penchant.runtime.study.settings import Cell, StudySettings, cells
-from penchant.runtime.training.evaluation_stage import evaluate
 from penchant.runtime.training.stages import Stages
-
-_KEPT = {"metrics.json", "judgements.parquet", "config.yaml", "run.json", "row.json"}
-"""What of a finished fit is kept: the rest can be made again, and a study has hundreds of fits."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +60,21 @@ class StudyRun:
             digests[name] = fingerprint({file: value for file, value in list_files(folder).items() if file.endswith(".parquet")})
         return cls(study, out, found, digests)
 
-    def cells(self, parts: Sequence[str] = ()) -> list[Cell]:
-        """The fits whose data is there, of all parts or some.
+    def cells(self, parts: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
+        """The fits whose data is there, of all parts and seeds or some.
 
         Raises:
-            ConfigError: There is no such part.
+            ConfigError: There is no such part, or no fit with such a seed.
         """
         unknown = set(parts) - set(self.study.parts)
         if unknown:
             known = ", ".join(self.study.parts)
             raise ConfigError(f"There is no part {', '.join(sorted(unknown))}.", where="--part", fix=f"There are {known}.")
-        return [cell for cell in cells(self.study) if cell.data in self.data and (not parts or cell.part in parts)]
+        there = [cell for cell in cells(self.study) if cell.data in self.data and (not parts or cell.part in parts)]
+        strange = set(seeds) - {cell.seed for cell in there}
+        if there and strange:
+            raise ConfigError(f"No fit has the seed {min(strange)}.", where="--seed", fix="The study's YAML lists its seeds.")
+        return [cell for cell in there if not seeds or cell.seed in seeds]
 
     def folder(self, cell: Cell) -> Path:
         """Where a fit is, or will be."""
@@ -86,31 +88,62 @@ class StudyRun:
         """The metrics of a fit that is done."""
         return read_json(self.folder(cell) / "metrics.json")
 
-    def run(self, console: Console, *, parts: Sequence[str] = (), address: str | None = None, keep: bool = False) -> None:
-        """Runs the fits that are missing, one after the other; those with the same data follow each other.
+    def run(
+        self,
+        console: Console,
+        *,
+        parts: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        address: str | None = None,
+        keep: bool = False,
+        at_once: int | None = None,
+    ) -> None:
+        """Runs the fits that are missing; those with the same data follow each other.
 
         Args:
+            parts, seeds: These alone; by default all.
             keep: Keep what a fit leaves besides its results.
+            at_once: Fits side by side; by default one a GPU, or one a core where there is no GPU. A fit that is alone has all
+                workers, and goes on from its last checkpoint where it was interrupted.
+
+        Raises:
+            PenchantError: What a fit raised. Those that are done stay.
         """
-        missing = {self.folder(cell): cell for cell in self.cells(parts) if not self.is_done(cell)}
+        missing = {self.folder(cell): cell for cell in self.cells(parts, seeds) if not self.is_done(cell)}
         console.print(f"{len(missing)} fits are missing.")
+        if not missing:
+            return
         # By data and change: a data set is read, changed and checked once for all its fits.
         order = sorted(missing.values(), key=lambda cell: (cell.data, cell.change.model_dump_json(), cell.seed))
+        start_ray(address)
+        at_once = min(at_once or places(), len(order))
+        if at_once == 1:
+            for number, (work, dataset) in enumerate(self._works(order), 1):
+                console.rule(f"{number} of {len(order)}: {work.title}")
+                fit(work, dataset, console, keep=keep)
+            return
+        # By all workers: fits side by side would each read the same texts.
+        of_texts = {(cell.data, cell.settings.backbone.model_dump_json()): cell for cell in reversed(order)}
+        for work, dataset in self._works(list(of_texts.values())):
+            Stages(dataset, work.settings, work.folder, console).prepare()
+        with progress_bar(console, "Fits") as say:
+            say(0, len(order), f"{at_once} at once")
+            done = fit_side_by_side(self._works(order), at_once=at_once, keep=keep)
+            for number, (work, words) in enumerate(done, 1):
+                console.print(f"{work.title}: {words}", highlight=False, markup=False, soft_wrap=True)
+                say(number, len(order))
+
+    def _works(self, order: Sequence[Cell]) -> Iterator[tuple[Fit, PreferenceDataset]]:
+        """The fits, each with its data."""
         loaded: tuple[Any, PreferenceDataset] | None = None
-        for number, cell in enumerate(order, 1):
+        for cell in order:
             wanted = self._data_identity(cell)
             if loaded is None or loaded[0] != wanted:
                 dataset = PreferenceDataset.load(self.data[cell.data])
                 loaded = wanted, change_choices(dataset, cell.change, seed=cell.seed)
             at = "" if cell.value is None else f" at {cell.value}"
-            console.rule(f"{number} of {len(order)}: {cell.part}, {cell.data}: {cell.row}{at}, seed {cell.seed}")
-            folder = self.folder(cell)
-            stages = Stages(loaded[1], cell.settings, folder, console, address=address)
-            stages.fit()
-            metrics = evaluate(stages)
-            if not keep:
-                _leave_results(folder)
-            write_json(folder / "row.json", self._identity(cell) | {"seconds": metrics["run"]["seconds"]})
+            title = f"{cell.part}, {cell.data}: {cell.row}{at}, seed {cell.seed}"
+            yield Fit(title, self.folder(cell), cell.settings, self._identity(cell)), loaded[1]
 
     def _data_identity(self, cell: Cell) -> list[Any]:
         # A change that does nothing is the same with every seed.
@@ -124,11 +157,3 @@ class StudyRun:
             "data": self._data_identity(cell),
             "settings": cell.settings.model_dump(mode="json", exclude={"workers", "tracking"}),
         }
-
-
-def _leave_results(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in _KEPT:
-            path.unlink()

@@ -25,7 +25,7 @@ from penchant.artifacts import read_json, read_tensors, replace_folder, write_js
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
-from penchant.errors import ArtifactError
+from penchant.errors import ArtifactError, DataError
 from penchant.graph.preference_graph import PreferenceShard, user_range
 from penchant.storage import Location, local_copy
 
@@ -35,6 +35,21 @@ _TEXTS_READ = 512
 _BYTES_AT_ONCE = 2**25
 """Of texts in a batch, about: what is held in memory while features are computed. Texts of like length are encoded together, so a
 batch is as large as it can well be."""
+
+
+def check_learnable(dataset: PreferenceDataset) -> None:
+    """Raises `DataError` where there are too few seen users or comparisons to learn from."""
+    seen = int(dataset.seen.sum())
+    if seen < 2:
+        raise DataError(
+            f"There {'is one seen user' if seen == 1 else 'are no seen users'}; nothing can be learnt about how people differ.",
+            where="users",
+            fix="Give at least two users with cohort 'seen'.",
+        )
+    if not len(dataset.select(split="train", cohort="seen")):
+        raise DataError(
+            "No seen user has a train comparison.", where="comparisons", fix="Run `penchant data split` on the folder."
+        )
 
 
 @dataclass(frozen=True)

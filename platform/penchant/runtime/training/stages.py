@@ -15,7 +15,7 @@ from penchant.artifacts import Manifest, read_json, read_tensors, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.loading import outline
 from penchant.data import PreferenceDataset
-from penchant.errors import ConfigError, DataError
+from penchant.errors import ConfigError
 from penchant.evaluation.evaluate import dataset_texts, response_keys
 from penchant.graph.config import CandidateSettings
 from penchant.graph.encoder import GraphEncoder
@@ -29,7 +29,7 @@ from penchant.runtime.training.expert_stage import activation_loop, expert_loop,
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts, take_features
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.method_stage import method_loop
-from penchant.runtime.training.prepared import Prepared, prepare
+from penchant.runtime.training.prepared import Prepared, check_learnable, prepare
 from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_progress
 from penchant.runtime.training.reward_stage import MODELS, reward_loop
 from penchant.runtime.training.run_folder import RunFolder
@@ -64,6 +64,7 @@ class Stages:
         out: The --out folder, or its URI.
         console: Where progress is shown.
         address: A running Ray cluster to join.
+        in_process: Train in this process, without Ray's workers and checkpoints, as one of several fits side by side.
 
     Raises:
         OutputError: `out` holds another run, or something else.
@@ -81,10 +82,11 @@ class Stages:
         console: Console,
         *,
         address: str | None = None,
+        in_process: bool = False,
     ) -> None:
-        self.started = time.monotonic()
+        self.started, self.in_process = time.monotonic(), in_process
         self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
-        _check_learnable(dataset)
+        check_learnable(dataset)
         check_tracking(settings.tracking)
         FeatureExtractor(settings.backbone).check()
         self.attribute = read_attribute(dataset, settings.method)
@@ -287,6 +289,7 @@ class Stages:
                     name=attempt,
                     storage=self.run.location("checkpoints"),
                     settings=workers,
+                    in_process=self.in_process,
                 )
         finally:
             self.run.add("progress", "tensorboard")
@@ -381,17 +384,3 @@ class Stages:
             Manifest(name="", dataset="", backbone={}, graph={}, reward={}, counts={}, files={}), parts
         )
         return choose_onboarding(model, settings, features, rounds, num_users=len(users))
-
-
-def _check_learnable(dataset: PreferenceDataset) -> None:
-    seen = int(dataset.seen.sum())
-    if seen < 2:
-        raise DataError(
-            f"There {'is one seen user' if seen == 1 else 'are no seen users'}; nothing can be learnt about how people differ.",
-            where="users",
-            fix="Give at least two users with cohort 'seen'.",
-        )
-    if not len(dataset.select(split="train", cohort="seen")):
-        raise DataError(
-            "No seen user has a train comparison.", where="comparisons", fix="Run `penchant data split` on the folder."
-        )

@@ -136,6 +136,9 @@ def test_a_fit_is_known_by_what_it_was_made_from(run, tmp_path):
     assert len(set(by_row.values())) == len(by_row) - 1
     with pytest.raises(ConfigError, match="no part flops"):
         run.cells(["flops"])
+    with pytest.raises(ConfigError, match="No fit has the seed 7"):
+        run.cells(["methods"], [7])
+    assert {cell.seed for cell in run.cells(seeds=[1])} == {1}
     with pytest.raises(ConfigError, match="no data set three"):
         StudyRun.open(study(), tmp_path, {"three": tmp_path})
 

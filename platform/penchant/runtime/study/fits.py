@@ -1,0 +1,105 @@
+"""The fits of a study: one at a time, with all workers, or several side by side, each on a core or a GPU of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from penchant.artifacts import write_json
+from penchant.data import PreferenceDataset
+from penchant.errors import PenchantError, TrainingError
+from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.evaluation_stage import evaluate
+from penchant.runtime.training.stages import Stages
+
+_KEPT = {"metrics.json", "judgements.parquet", "config.yaml", "run.json", "row.json"}
+"""What of a finished fit is kept: the rest can be made again, and a study has hundreds of fits."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit that is to be made."""
+
+    title: str
+    folder: Path
+    settings: FitSettings
+    identity: dict[str, Any]
+    """What it is made from: row.json, which is written last."""
+
+
+def fit(work: Fit, dataset: PreferenceDataset, console: Console, *, keep: bool, in_process: bool = False) -> str:
+    """Fits and judges; returns in words how well it does. With `keep`, what it leaves besides its results stays."""
+    stages = Stages(dataset, work.settings, work.folder, console, in_process=in_process)
+    stages.fit()
+    metrics = evaluate(stages)
+    if not keep:
+        _leave_results(work.folder)
+    write_json(work.folder / "row.json", work.identity | {"seconds": metrics["run"]["seconds"]})
+    cells = metrics["accuracy"]["personalised"]
+    right = ", ".join(f"{cohort} {100 * kinds['all']['value']:.1f}%" for cohort, kinds in cells.items())
+    return f"{right}, {metrics['run']['seconds']:.0f} s"
+
+
+def places() -> int:
+    """How many fits have room side by side in the cluster that was joined: one a GPU, or one a core where there is no GPU."""
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
+
+
+def fit_side_by_side(works: Iterable[tuple[Fit, PreferenceDataset]], *, at_once: int, keep: bool) -> Iterator[tuple[Fit, str]]:
+    """Makes the fits on the cluster that was joined, and yields each that is done. `works` is drawn from as there is room.
+
+    Every node has to see the folders of the fits.
+
+    Raises:
+        PenchantError: What a fit raised. Those that are under way are given up.
+        TrainingError: A fit ended without a word, for want of memory for instance.
+    """
+    resources = ray.cluster_resources()
+    gpus = min(1.0, resources.get("GPU", 0) / at_once)
+    threads = max(1, int(resources.get("CPU", 1)) // at_once)
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_fit_beside)
+    shared: tuple[PreferenceDataset, Any] | None = None
+    running: dict[Any, Fit] = {}
+    remaining = iter(works)
+    while True:
+        while len(running) < at_once and (drawn := next(remaining, None)) is not None:
+            work, dataset = drawn
+            if shared is None or shared[0] is not dataset:
+                shared = dataset, ray.put(dataset)
+            running[task.remote(work, shared[1], threads, keep)] = work
+        if not running:
+            return
+        (done, *_), _ = ray.wait(list(running))
+        work = running.pop(done)
+        try:
+            yield work, ray.get(done)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, PenchantError):
+                raise cause from None
+            raise TrainingError(
+                f"The fit was lost ({str(error).strip().splitlines()[-1]}).",
+                where=work.title,
+                fix="Run the study again: what is done stays. With a smaller --at-once each fit has more room.",
+            ) from error
+
+
+def _fit_beside(work: Fit, dataset: PreferenceDataset, threads: int, keep: bool) -> str:
+    alone = work.settings.workers.model_copy(update={"num_workers": 1, "min_workers": None, "threads": threads})
+    work = Fit(work.title, work.folder, work.settings.model_copy(update={"workers": alone}), work.identity)
+    return fit(work, dataset, Console(quiet=True), keep=keep, in_process=True)
+
+
+def _leave_results(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in _KEPT:
+            path.unlink()

@@ -1,0 +1,67 @@
+"""Fits of a study side by side on a cluster: each gives what it gives alone, and what one raises is told."""
+
+import numpy as np
+import pytest
+import ray
+from rich.console import Console
+
+from penchant.artifacts import read_json
+from penchant.config import validate_settings
+from penchant.errors import ConfigError
+from penchant.evaluation.judgements import read_judgements
+from penchant.runtime.cluster import start_ray
+from penchant.runtime.study.running import StudyRun
+from penchant.runtime.study.settings import StudySettings
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def cluster():
+    start_ray(num_cpus=2)
+    yield
+    ray.shutdown()
+
+
+def open_study(tiny_backbone, folder, **rows):
+    small = {"encoder": {"dim": 8, "num_layers": 2}, "optimization": {"max_steps": 20}}
+    values = {
+        "title": "T",
+        "data": ["planted"],
+        "planted": {"planted": {"users": 60, "unseen_users": 12, "prompts": 40, "comparisons_per_user": 12}},
+        "settings": {
+            "backbone": {"name": tiny_backbone, "max_tokens": 64},
+            "graph": {"candidates": {"text": small}, "folds": 2},
+            "reward": {"steps": 60},
+            "experts": {"num_experts": 0},
+            "workers": {"threads": 1},
+            "evaluation": {"resamples": 50},
+        },
+        "seeds": [0],
+        "parts": {"methods": {"title": "Methods", "rows": rows}},
+    }
+    return StudyRun.open(validate_settings(StudySettings, values), folder, {})
+
+
+def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(cluster, tiny_backbone, tmp_path):
+    rows = {"penchant": {}, "lore": {"settings": {"method": "lore"}}, "i2e": {"settings": {"method": "i2e"}}}
+    beside = open_study(tiny_backbone, tmp_path / "beside", **rows)
+    console = Console(record=True, width=200)
+    beside.run(console, at_once=2)
+    assert all(beside.is_done(cell) for cell in beside.cells())
+    said = console.export_text()
+    assert all(f"methods, planted: {row}, seed 0: seen " in said for row in rows)
+    alone = open_study(tiny_backbone, tmp_path / "alone", penchant={})
+    alone.run(Console(quiet=True), at_once=1)
+    (cell,) = alone.cells()
+    own, other = (read_judgements(run.folder(cell) / "judgements.parquet") for run in (alone, beside))
+    for name, margin in own.margins.items():
+        np.testing.assert_allclose(margin, other.margins[name], atol=1e-6, err_msg=name)
+    assert {path.name for path in beside.folder(cell).iterdir()} == {path.name for path in alone.folder(cell).iterdir()}
+    assert read_json(beside.folder(cell) / "row.json")["seconds"] > 0
+
+    rows |= {"too many": {"settings": {"experts": {"num_experts": 500}}}, "vpl": {"settings": {"method": "vpl"}}}
+    wrong = open_study(tiny_backbone, tmp_path / "beside", **rows)
+    with pytest.raises(ConfigError, match="500 experts"):
+        wrong.run(Console(quiet=True), at_once=2)
+    assert sum(wrong.is_done(cell) for cell in wrong.cells()) >= 3
