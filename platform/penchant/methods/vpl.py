@@ -7,7 +7,7 @@ layer of self-attention over the pairs, their mean. A user, seen or new, is `m`:
 
 Here a comparison is explained from the user's others alone, or the encoder would be told the answer.
 
-Shapes: M comparisons that are read of a user, L latent.
+Shapes: M comparisons that are read of a user, P of all users of a batch, T distinct texts of these, L latent.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class VPL(Method):
         super().__init__(shapes, head)
         self.settings = settings
         hidden, latent = settings.hidden, settings.latent
+        self.read_pair = nn.Linear(2 * shapes.features, hidden)
         self.pair = nn.Sequential(
-            nn.Linear(2 * shapes.features, hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, hidden),
             nn.LeakyReLU(0.2),
@@ -78,11 +78,14 @@ class VPL(Method):
 
     def encode(self, choices: Choices, row_NM: Tensor, there_NM: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (N, L) of the taste behind each line of comparisons; where none is there, the prior's."""
-        chosen, rejected = (
-            self.standardise(choices.feature_RF[side[row_NM[there_NM]]]) for side in (choices.chosen, choices.rejected)
-        )
-        pair_NML = chosen.new_zeros(*row_NM.shape, self.settings.latent)
-        pair_NML[there_NM] = self.pair(torch.cat([chosen, rejected], dim=-1))
+        # A text is in many pairs of a batch: `read_pair` reads each text once, and a pair adds up what it made of its two.
+        place_2P = torch.stack([choices.chosen, choices.rejected])[:, row_NM[there_NM]]
+        text, place_2P = place_2P.unique(return_inverse=True)
+        text_TF = self.standardise(choices.feature_RF[text])
+        as_chosen_TH, as_rejected_TH = (text_TF @ weight.T for weight in self.read_pair.weight.chunk(2, dim=1))
+        read_PH = as_chosen_TH.index_select(0, place_2P[0]) + as_rejected_TH.index_select(0, place_2P[1]) + self.read_pair.bias
+        pair_NML = read_PH.new_zeros(*row_NM.shape, self.settings.latent)
+        pair_NML[there_NM] = self.pair(read_PH)
         weight_NMM = self.query(pair_NML) @ self.key(pair_NML).transpose(1, 2) / math.sqrt(self.settings.latent)
         # Not to minus infinity: a line without any comparison would become nan, in its gradient too.
         weight_NMM = weight_NMM.masked_fill(~there_NM[:, None], -1e9).softmax(-1)

@@ -233,7 +233,7 @@ def test_vpl_encodes_a_line_of_comparisons_as_plain_attention_does(world):
     mean, log_variance = method.encode(choices, row_NM, torch.tensor([[True, True, True], [True, True, False]]))
     for line, picked in enumerate(([1, 2, 3], [4, 5])):
         pairs = torch.cat([choices.feature_RF[choices.chosen[picked]], choices.feature_RF[choices.rejected[picked]]], dim=1)
-        pair = method.pair(pairs)
+        pair = method.pair(method.read_pair(pairs))
         heard = functional.scaled_dot_product_attention(method.query(pair), method.key(pair), method.value(pair)).mean(0)
         assert torch.allclose(mean[line], method.mean(heard), atol=1e-5)
         assert torch.allclose(log_variance[line], method.log_variance(heard), atol=1e-5)

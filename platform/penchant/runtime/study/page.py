@@ -35,6 +35,7 @@ def write_results(run: StudyRun, page: Path, *, command: str) -> None:
         "The wrong user is the row's own model, given the embedding of another user.",
         "",
     ]
+    text += [study.about.strip(), ""] if study.about else []
     for name, part in study.parts.items():
         text += [f"## {part.title}", "", *([part.about, ""] if part.about else [])]
         for data in part.data or study.data:

@@ -59,6 +59,8 @@ class StudySettings(Settings):
 
     title: str
     """Of the page."""
+    about: str = ""
+    """What a reader of the page should know first, in Markdown: whose choices these are, what is missing."""
     data: tuple[str, ...] = Field(min_length=1)
     """Names of data sets, whose folders are given when it is run; those of `planted` need none."""
     planted: dict[str, PlantedWorld] = Field(default_factory=dict)
