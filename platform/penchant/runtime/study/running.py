@@ -42,13 +42,16 @@ class StudyRun:
         """Takes a study up; worlds that it plants are generated.
 
         Raises:
-            ConfigError: A folder is given for a data set that the study does not have.
+            ConfigError: A folder is given for a data set that the study does not have, or is not there.
         """
         unknown = set(data) - set(study.data)
         if unknown:
             raise ConfigError(
                 f"The study has no data set {', '.join(sorted(unknown))}.", where="--data", fix=f"It has {', '.join(study.data)}."
             )
+        for name, folder in data.items():
+            if not folder.is_dir():
+                raise ConfigError(f"There is no folder {folder}.", where=f"--data {name}", fix="Give a folder of Parquet tables.")
         found = dict(data)
         for name, world in study.planted.items():
             folder = out / "data" / f"{name}-{fingerprint(world.model_dump(mode='json'))[:8]}"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,9 @@ def test_fits_that_were_judged_on_other_choices_are_refused(run):
 
 
 def test_the_page_says_what_was_run_and_what_was_not(run, tmp_path):
-    write_results(run, tmp_path / "results.md", command="penchant study s.yaml")
+    write_results(replace(run, study=study(about="No GPU.")), tmp_path / "results.md", command="penchant study s.yaml")
     page = (tmp_path / "results.md").read_text()
+    assert page.index("No GPU.") < page.index("## Methods")
     assert "**two**: not run." in page
     assert "| lore | 2 | " in page
     # The same fit without a change stands for `penchant` at 0 of the other part.
@@ -141,6 +143,8 @@ def test_a_fit_is_known_by_what_it_was_made_from(run, tmp_path):
     assert {cell.seed for cell in run.cells(seeds=[1])} == {1}
     with pytest.raises(ConfigError, match="no data set three"):
         StudyRun.open(study(), tmp_path, {"three": tmp_path})
+    with pytest.raises(ConfigError, match="There is no folder"):
+        StudyRun.open(study(), tmp_path, {"one": tmp_path / "nowhere"})
 
 
 def test_data_is_given_by_name():
