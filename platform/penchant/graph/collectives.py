@@ -1,7 +1,7 @@
 """Sums over workers that are exact forward and backward.
 
 Every worker computes the loss of its own users. The whole loss is the sum of these, so the backward of a sum over workers
-is a sum over workers, and so are the gradients of whatever is replicated (DESIGN, "Distributed and exact").
+is a sum over workers, and so are the gradients of whatever is replicated (docs/architecture.md).
 """
 
 from __future__ import annotations

@@ -152,3 +152,14 @@ def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):
     batches = list(prepared.text_batches())
     assert [text for batch in batches for text in batch] == whole
     assert max(map(len, batches)) == 7
+
+
+def test_more_workers_than_prompts_of_a_step_are_refused_before_anything_is_done():
+    from penchant.config import load_settings
+    from penchant.errors import ConfigError
+    from penchant.runtime.training.config import FitSettings
+
+    with pytest.raises(ConfigError, match="5 workers cannot share the 4 prompts"):
+        load_settings(FitSettings, overrides=["workers.num_workers=5"])
+    load_settings(FitSettings, overrides=["workers.num_workers=5", "experts.num_experts=0"])
+    load_settings(FitSettings, overrides=["workers.num_workers=5", "experts.prompts_per_step=5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_pro
 from penchant.runtime.training.reward_stage import MODELS, reward_loop
 from penchant.runtime.training.run_folder import RunFolder
 from penchant.runtime.training.tracking import check_tracking, track_run
-from penchant.runtime.training.workers import run_stage
+from penchant.runtime.training.workers import choose_workers, run_stage
 from penchant.scoring.bundle import BundleParts, write_bundle
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.experts import ExpertParts, read_experts, read_model
@@ -178,7 +179,7 @@ class Stages:
             if self.attribute is not None:
                 # The users' table has the seen users in the order in which they are prepared.
                 shared |= {"attributes": len(self.attribute.values), "attribute": self.attribute.code_U[self.dataset.seen]}
-            self._run("method", method_loop, inputs, shared, results="method", num_workers=1)
+            self._run("method", method_loop, inputs, shared, results="method", most_workers=1)
             self.run.mark_done("method", inputs)
         return read_json(self.run.stage("method") / "training.json")
 
@@ -220,6 +221,7 @@ class Stages:
                     "graph_seed": self.settings.graph.seed,
                 },
                 results="experts",
+                most_workers=self.settings.experts.prompts_per_step,
             )
             self.run.mark_done("experts", inputs)
         return inputs
@@ -259,20 +261,21 @@ class Stages:
         config: dict[str, Any],
         *,
         results: str | None = None,
-        num_workers: int | None = None,
+        most_workers: int | None = None,
     ) -> None:
         """Runs a stage's loop on the workers; `results` is the folder of what they leave in `config["out"]`.
 
         Args:
-            num_workers: For a stage that is not for as many as the settings say.
+            most_workers: For a stage that is not for as many as the settings say, or as there are GPUs.
         """
         attempt = self.run.attempt(name, inputs)
         start_ray(self.address)
         workers = self.settings.workers
-        if num_workers is not None:
-            workers = workers.model_copy(update={"num_workers": num_workers, "min_workers": None})
-        wanted = "GPU" if workers.use_gpu else "CPU", workers.num_workers or 1
-        wait_for_resources(*wanted, seconds=workers.wait_seconds, console=self.console)
+        wanted = min(workers.num_workers or 1, most_workers or math.inf)
+        wait_for_resources("GPU" if workers.use_gpu else "CPU", int(wanted), seconds=workers.wait_seconds, console=self.console)
+        if most_workers is not None:
+            fewer = min(most_workers, choose_workers(workers).num_workers)
+            workers = workers.model_copy(update={"num_workers": fewer, "min_workers": min(fewer, workers.min_workers or fewer)})
         log = ProgressLog(self.run.log(name)) if self.run.uri is None else RelayedLog(self.run.log(name))
         shared = {
             "prepared": self.run.location("prepared"),
