@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from penchant.runtime.study.running import StudyRun
@@ -35,7 +35,7 @@ def study(
 ) -> None:
     """Run the fits that a study lacks, and write its tables and plots. What is done is not done again.
 
-    Data sets without a folder are left out, and the page says so.
+    Data sets without a folder are left out, and the page says so. If a fit fails, the others are made all the same.
 
     Example:
 
@@ -50,9 +50,12 @@ def study(
     if listing:
         _list(run)
         return
-    run.run(console, parts=part or [], seeds=seed or [], address=address, keep=keep, at_once=at_once)
+    failed = run.run(console, parts=part or [], seeds=seed or [], address=address, keep=keep, at_once=at_once)
     given = "".join(f" --data {name}=..." for name in run.data if name not in run.study.planted)
     write_results(run, page, command=f"penchant study {file}{given}")
+    if failed:
+        words = "1 fit failed" if len(failed) == 1 else f"{len(failed)} fits failed, the first"
+        raise TrainingError(f"{words}: {failed[0]}", where="study", fix="Run it again: what is done stays.")
     console.print(f"Tables: {page}\nPlots: {out / 'results.html'}", markup=False, soft_wrap=True)
 
 

@@ -34,7 +34,11 @@ class Fit:
 
 
 def fit(work: Fit, dataset: PreferenceDataset, console: Console, *, keep: bool, in_process: bool = False) -> str:
-    """Fits and judges; returns in words how well it does. With `keep`, what it leaves besides its results stays."""
+    """Fits and judges; returns in words how well it does. With `keep`, what it leaves besides its results stays.
+
+    Raises:
+        PenchantError: It could not be done.
+    """
     stages = Stages(dataset, work.settings, work.folder, console, in_process=in_process)
     stages.fit()
     metrics = evaluate(stages)
@@ -52,14 +56,16 @@ def places() -> int:
     return max(1, int(resources.get("GPU", 0)) or int(resources.get("CPU", 1)))
 
 
-def fit_side_by_side(works: Iterable[tuple[Fit, PreferenceDataset]], *, at_once: int, keep: bool) -> Iterator[tuple[Fit, str]]:
-    """Makes the fits on the cluster that was joined, and yields each that is done. `works` is drawn from as there is room.
+def fit_side_by_side(
+    works: Iterable[tuple[Fit, PreferenceDataset]], *, at_once: int, keep: bool
+) -> Iterator[tuple[Fit, str | PenchantError]]:
+    """Makes the fits on the cluster that was joined. `works` is drawn from as there is room.
 
     Every node has to see the folders of the fits.
 
-    Raises:
-        PenchantError: What a fit raised. Those that are under way are given up.
-        TrainingError: A fit ended without a word, for want of memory for instance.
+    Yields:
+        Each fit that has ended: with how well it does, or with what it raised; a `TrainingError` where it ended without a
+        word, for want of memory for instance.
     """
     resources = ray.cluster_resources()
     gpus = min(1.0, resources.get("GPU", 0) / at_once)
@@ -82,13 +88,10 @@ def fit_side_by_side(works: Iterable[tuple[Fit, PreferenceDataset]], *, at_once:
             yield work, ray.get(done)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
-            if isinstance(cause, PenchantError):
-                raise cause from None
-            raise TrainingError(
-                f"The fit was lost ({str(error).strip().splitlines()[-1]}).",
-                where=work.title,
-                fix="Run the study again: what is done stays. With a smaller --at-once each fit has more room.",
-            ) from error
+            lost = TrainingError(
+                f"The fit was lost ({str(error).strip().splitlines()[-1]}).", fix="With a smaller --at-once each has more room."
+            )
+            yield work, cause if isinstance(cause, PenchantError) else lost
 
 
 def _fit_beside(work: Fit, dataset: PreferenceDataset, threads: int, keep: bool) -> str:

@@ -14,7 +14,7 @@ from penchant.artifacts import fingerprint, list_files, read_json
 from penchant.data import PreferenceDataset
 from penchant.data.changes import ChangeSettings, change_choices
 from penchant.data.planted import save_planted
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, PenchantError
 from penchant.runtime.cluster import start_ray
 from penchant.runtime.progress import progress_bar
 from penchant.runtime.study.fits import Fit, fit, fit_side_by_side, places
@@ -100,31 +100,37 @@ class StudyRun:
         address: str | None = None,
         keep: bool = False,
         at_once: int | None = None,
-    ) -> None:
-        """Runs the fits that are missing; those with the same data follow each other.
+    ) -> list[PenchantError]:
+        """Runs the fits that are missing; those with the same data follow each other. Returns what those raised that failed.
 
         Args:
             parts, seeds: These alone; by default all.
             keep: Keep what a fit leaves besides its results.
             at_once: Fits side by side; by default one a GPU, or one a core where there is no GPU. A fit that is alone has all
                 workers, and goes on from its last checkpoint where it was interrupted.
-
-        Raises:
-            PenchantError: What a fit raised. Those that are done stay.
         """
         missing = {self.folder(cell): cell for cell in self.cells(parts, seeds) if not self.is_done(cell)}
         console.print(f"{len(missing)} fits are missing.")
         if not missing:
-            return
+            return []
         # By data and change: a data set is read, changed and checked once for all its fits.
         order = sorted(missing.values(), key=lambda cell: (cell.data, cell.change.model_dump_json(), cell.seed))
         start_ray(address)
         at_once = min(at_once or places(), len(order))
+        failed: list[PenchantError] = []
+
+        def ended(work: Fit, outcome: str | PenchantError) -> None:
+            console.print(f"{work.title}: {outcome}", highlight=False, markup=False, soft_wrap=True)
+            failed.extend([outcome] if isinstance(outcome, PenchantError) else [])
+
         if at_once == 1:
             for number, (work, dataset) in enumerate(self._works(order), 1):
                 console.rule(f"{number} of {len(order)}: {work.title}")
-                fit(work, dataset, console, keep=keep)
-            return
+                try:
+                    ended(work, fit(work, dataset, console, keep=keep))
+                except PenchantError as error:
+                    ended(work, error)
+            return failed
         # By all workers: fits side by side would each read the same texts.
         of_texts = {(cell.data, cell.settings.backbone.model_dump_json()): cell for cell in reversed(order)}
         for work, dataset in self._works(list(of_texts.values())):
@@ -132,9 +138,10 @@ class StudyRun:
         with progress_bar(console, "Fits") as say:
             say(0, len(order), f"{at_once} at once")
             done = fit_side_by_side(self._works(order), at_once=at_once, keep=keep)
-            for number, (work, words) in enumerate(done, 1):
-                console.print(f"{work.title}: {words}", highlight=False, markup=False, soft_wrap=True)
+            for number, (work, outcome) in enumerate(done, 1):
+                ended(work, outcome)
                 say(number, len(order))
+        return failed
 
     def _works(self, order: Sequence[Cell]) -> Iterator[tuple[Fit, PreferenceDataset]]:
         """The fits, each with its data."""
