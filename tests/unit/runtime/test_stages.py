@@ -154,12 +154,24 @@ def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):
     assert max(map(len, batches)) == 7
 
 
-def test_more_workers_than_prompts_of_a_step_are_refused_before_anything_is_done():
-    from penchant.config import load_settings
-    from penchant.errors import ConfigError
-    from penchant.runtime.training.config import FitSettings
+@pytest.mark.parametrize(("asked", "given"), [(6, 4), (3, 3)])
+def test_a_stage_gets_no_more_workers_than_it_has_work_for_and_says_so(
+    planted, tiny_backbone, tmp_path, monkeypatch, asked, given
+):
+    from rich.console import Console
 
-    with pytest.raises(ConfigError, match="5 workers cannot share the 4 prompts"):
-        load_settings(FitSettings, overrides=["workers.num_workers=5"])
-    load_settings(FitSettings, overrides=["workers.num_workers=5", "experts.num_experts=0"])
-    load_settings(FitSettings, overrides=["workers.num_workers=5", "experts.prompts_per_step=5"])
+    from penchant.config import load_settings
+    from penchant.runtime.training import stages as module
+    from penchant.runtime.training.config import FitSettings
+    from penchant.runtime.training.workers import WorkerGroup
+
+    settings = [f"backbone.name={tiny_backbone}", f"workers.num_workers={asked}", "workers.min_workers=1"]
+    console, used = Console(record=True, width=200), []
+    stages = module.Stages(planted[0], load_settings(FitSettings, overrides=settings), tmp_path / "run", console)
+    monkeypatch.setattr(module, "start_ray", lambda address: None)
+    monkeypatch.setattr(module, "wait_for_resources", lambda *args, **kwargs: None)
+    monkeypatch.setattr(module, "choose_workers", lambda workers: WorkerGroup(workers.num_workers, 1, 1, use_gpu=False))
+    monkeypatch.setattr(module, "run_stage", lambda *args, settings, **kwargs: used.append(settings))
+    stages._run("experts", None, [], {}, most_workers=4)
+    assert (used[0].num_workers, used[0].min_workers) == (given, 1)
+    assert ("there is work for 4 of 6 workers" in console.export_text()) == (asked > given)

@@ -84,13 +84,3 @@ class FitSettings(Settings):
     """Workers and checkpoints. The graph is the same with any number of workers; the other stages draw their dropout anew."""
     tracking: TrackingSettings = TrackingSettings()
     """Where else learning curves go."""
-
-    @model_validator(mode="after")
-    def _shared(self) -> FitSettings:
-        workers, prompts = self.workers.num_workers or 1, self.experts.prompts_per_step
-        if self.experts.num_experts and workers > prompts:
-            raise ValueError(
-                f"workers.num_workers: {workers} workers cannot share the {prompts} prompts of a step with experts; "
-                f"give experts.prompts_per_step={workers} or more"
-            )
-        return self

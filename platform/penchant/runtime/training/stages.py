@@ -273,9 +273,11 @@ class Stages:
         workers = self.settings.workers
         wanted = min(workers.num_workers or 1, most_workers or math.inf)
         wait_for_resources("GPU" if workers.use_gpu else "CPU", int(wanted), seconds=workers.wait_seconds, console=self.console)
-        if most_workers is not None:
-            fewer = min(most_workers, choose_workers(workers).num_workers)
-            workers = workers.model_copy(update={"num_workers": fewer, "min_workers": min(fewer, workers.min_workers or fewer)})
+        chosen = choose_workers(workers).num_workers
+        if most_workers is not None and most_workers < chosen:
+            self.console.print(f"{_TITLES[name]}: there is work for {most_workers} of {chosen} workers.", highlight=False)
+            fewest = None if workers.min_workers is None else min(workers.min_workers, most_workers)
+            workers = workers.model_copy(update={"num_workers": most_workers, "min_workers": fewest})
         log = ProgressLog(self.run.log(name)) if self.run.uri is None else RelayedLog(self.run.log(name))
         shared = {
             "prepared": self.run.location("prepared"),
