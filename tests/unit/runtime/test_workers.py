@@ -4,6 +4,7 @@ import socket
 from typing import ClassVar
 
 import pytest
+from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError
 
@@ -81,3 +82,26 @@ def test_a_group_that_may_be_smaller_is_made_anew_of_what_there_is(monkeypatch, 
     assert TrainerThatLacksRoom.asked == asked
     said = [record["warning"] for record in log.read()]
     assert said == (["There is room for 1 of 3 workers. The stage goes on with these."] if asked[-1] == 1 else [])
+
+
+@pytest.mark.parametrize(
+    ("deaths", "ends"), [(2, contextlib.nullcontext()), (3, pytest.raises(TrainingError, match="stage failed"))]
+)
+def test_a_worker_that_dies_while_the_controller_talks_to_it_is_one_more_try(monkeypatch, tmp_path, deaths, ends):
+    left = [deaths]
+
+    class TrainerWhoseWorkersDie:
+        def __init__(self, loop, **_):
+            pass
+
+        def fit(self):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise ControllerError(ActorDiedError())
+
+    monkeypatch.setattr(workers.ray, "cluster_resources", lambda: {"CPU": 2})
+    monkeypatch.setattr(workers, "TorchTrainer", TrainerWhoseWorkersDie)
+    log = ProgressLog(tmp_path / "log.jsonl")
+    with ends:
+        run_stage(print, {"log": str(log.path)}, name="graph", storage=tmp_path, settings=WorkerSettings(max_failures=2))
+    assert [record["warning"][:16] for record in log.read()] == ["A worker is lost"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,7 @@ class StudyRun:
                 except PenchantError as error:
                     ended(work, error)
             return failed
-        # By all workers: fits side by side would each read the same texts.
-        of_texts = {(cell.data, cell.settings.backbone.model_dump_json()): cell for cell in reversed(order)}
-        for work, dataset in self._works(list(of_texts.values())):
-            Stages(dataset, work.settings, work.folder, console).prepare()
+        self._read_texts(order, console)
         with progress_bar(console, "Fits") as say:
             say(0, len(order), f"{at_once} at once")
             done = fit_side_by_side(self._works(order), at_once=at_once, keep=keep)
@@ -142,6 +140,17 @@ class StudyRun:
                 ended(work, outcome)
                 say(number, len(order))
         return failed
+
+    def _read_texts(self, order: Sequence[Cell], console: Console) -> None:
+        """Reads what no fit has read, by all workers: fits side by side would each read the same texts."""
+        alike: dict[tuple[str, str], list[Cell]] = {}
+        for cell in order:
+            alike.setdefault((cell.data, cell.settings.backbone.model_dump_json()), []).append(cell)
+        for group in alike.values():
+            for work, dataset in self._works(group):
+                with contextlib.suppress(PenchantError):  # of this fit, which will say so itself
+                    Stages(dataset, work.settings, work.folder, console).prepare()
+                    break
 
     def _works(self, order: Sequence[Cell]) -> Iterator[tuple[Fit, PreferenceDataset]]:
         """The fits, each with its data."""

@@ -99,6 +99,7 @@ def run_stage(
     beside: list[Any] = [*callbacks] if in_process else [*callbacks, _Watch(log)]
     # Ray's types here are those of its first version, which knew neither such callbacks nor a limit of the controller's own.
     failures: dict[str, Any] = {"max_failures": settings.max_failures} | ({"controller_failure_limit": 0} if elastic else {})
+    tries_left = 0 if in_process else settings.max_failures
     while True:
         trainer = TorchTrainer(
             loop,
@@ -124,6 +125,11 @@ def run_stage(
         except PenchantError:
             raise
         except Exception as error:
+            if tries_left and isinstance(getattr(error, "controller_failure", None), ray.exceptions.RayActorError):
+                # A worker died while the controller was talking to it: Ray Train takes that for a fault of its own.
+                tries_left -= 1
+                log.write(warning="A worker is lost: its process has ended. The stage goes on from its last checkpoint.")
+                continue
             left = _workers_left(group) if elastic and _lacks_room(error) else 0
             if not group.min_workers <= left < num_workers:
                 raise _cause(error, name) from error
