@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +84,24 @@ def fit_side_by_side(
             return
         (done, *_), _ = ray.wait(list(running))
         work = running.pop(done)
-        try:
-            yield work, ray.get(done)
-        except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            lost = TrainingError(
-                f"The fit was lost ({str(error).strip().splitlines()[-1]}).", fix="With a smaller --at-once each has more room."
-            )
-            yield work, cause if isinstance(cause, PenchantError) else lost
+        yield work, _outcome(done)
+
+
+def _outcome(done: Any) -> str | PenchantError:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PenchantError):
+            return error.cause
+        raise  # a fault of ours, with its traceback
+    except ray.exceptions.RayError as error:
+        words = str(error).strip().splitlines()[-1]
+        return TrainingError(f"The fit was lost ({words}).", fix="With a smaller --at-once each has more room.")
 
 
 def _fit_beside(work: Fit, dataset: PreferenceDataset, threads: int, keep: bool) -> str:
     alone = work.settings.workers.model_copy(update={"num_workers": 1, "min_workers": None, "threads": threads})
-    work = Fit(work.title, work.folder, work.settings.model_copy(update={"workers": alone}), work.identity)
+    work = replace(work, settings=work.settings.model_copy(update={"workers": alone}))
     return fit(work, dataset, Console(quiet=True), keep=keep, in_process=True)
 
 
