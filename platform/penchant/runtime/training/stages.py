@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -271,8 +270,8 @@ class Stages:
         attempt = self.run.attempt(name, inputs)
         start_ray(self.address)
         workers = self.settings.workers
-        wanted = min(workers.num_workers or 1, most_workers or math.inf)
-        wait_for_resources("GPU" if workers.use_gpu else "CPU", int(wanted), seconds=workers.wait_seconds, console=self.console)
+        wanted = min(number for number in (workers.num_workers or 1, most_workers) if number is not None)
+        wait_for_resources("GPU" if workers.use_gpu else "CPU", wanted, seconds=workers.wait_seconds, console=self.console)
         chosen = choose_workers(workers).num_workers
         if most_workers is not None and most_workers < chosen:
             self.console.print(f"{_TITLES[name]}: there is work for {most_workers} of {chosen} workers.", highlight=False)
