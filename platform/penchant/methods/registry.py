@@ -11,6 +11,7 @@ from penchant.methods.baselines import Oracle, OracleSettings, Uniform, UniformS
 from penchant.methods.i2e import I2E, I2ESettings, Proxy, ProxySettings
 from penchant.methods.lore import LoRe, LoReSettings
 from penchant.methods.method import Method, Shapes
+from penchant.methods.mixture import Mixture, MixtureSettings
 from penchant.methods.pal import PALA, PALB, PALASettings, PALBSettings
 from penchant.methods.vpl import VPL, VPLSettings
 from penchant.reward.config import HeadSettings
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
     "pal-a": PALA,
     "pal-b": PALB,
     "lore": LoRe,
+    "mixture": Mixture,
     "oracle": Oracle,
 }
 
@@ -42,6 +44,7 @@ MethodSettings = (
     | PALASettings
     | PALBSettings
     | LoReSettings
+    | MixtureSettings
     | OracleSettings
 )
 """Any method's own settings; `name` says whose."""

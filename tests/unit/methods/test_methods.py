@@ -279,6 +279,46 @@ def test_vpl_of_nothing_is_the_prior(world):
     assert not vectors.any()
 
 
+def test_a_mixture_weighs_its_kinds_by_bayes_rule(world):
+    method = made("mixture", kinds=3)[1]()
+    choices = inputs_of(method, world[0])
+    rows_of(method)
+    vectors = method.new_vectors(choices)
+    rows = torch.tensor([3, 500, 77])
+    left_out = method.training_vectors(choices, rows)
+    prior = [math.exp(value) for value in method.frequency_K.tolist()]
+    for place, row in enumerate(rows.tolist()):
+        for skip, got in ((None, vectors[choices.user[row]]), (row, left_out[place])):
+            weight = list(prior)
+            for other in range(len(choices)):
+                if choices.user[other] == choices.user[row] and other != skip:
+                    chosen, rejected = (
+                        method.hidden(choices.feature_RF[[int(side[other])]])[0] for side in (choices.chosen, choices.rejected)
+                    )
+                    weight = [w / (1 + math.exp(float(r - c))) for w, c, r in zip(weight, chosen, rejected, strict=True)]
+            assert got.tolist() == pytest.approx([w / sum(weight) for w in weight], rel=1e-3, abs=1e-6)
+
+
+def test_a_mixture_finds_kinds_where_users_have_few_choices():
+    trainer = trainer_of("mixture", choices_of(USERS, np.random.default_rng(1), per_user=15), steps=150, kinds=2)
+    list(trainer.run())
+    trainer.method.load_state_dict(trainer.best_state["personalised"])
+    kind = trainer.seen_vectors().argmax(1)
+    true = torch.arange(USERS) % 2
+    assert max((kind == true).float().mean(), (kind != true).float().mean()) > 0.9
+
+
+def test_of_a_user_who_has_chosen_nothing_a_mixture_knows_how_frequent_kinds_are(world):
+    method = made("mixture")[1]()
+    choices = inputs_of(method, world[0])
+    rows_of(method)
+    nothing = {key: getattr(choices, key)[:0] for key in ("user", "chosen", "rejected")}
+    vectors = method.new_vectors(Choices(**(vars(choices) | nothing)))
+    texts = choices.feature_RF[:4]
+    assert torch.allclose(vectors, method.frequency_K.softmax(-1).expand(USERS, -1))
+    assert torch.allclose(method(texts), method(texts, vectors[:4]))
+
+
 def test_settings_say_which_method():
     assert MethodChoice().method.name == "penchant"
     assert MethodChoice.model_validate({"method": "pal-a"}).method.prototypes == 8

@@ -42,7 +42,7 @@ def write_results(run: StudyRun, page: Path, *, command: str) -> None:
             lines = part_lines(run, name, data) if data in run.data else []
             wanted = [cell for cell in run.cells([name]) if cell.data == data]
             done = sum(run.is_done(cell) for cell in wanted)
-            if not lines:
+            if not lines or (part.sweep and len({line.value for line in lines if line.value is not None}) < 2):
                 text += [f"**{data}**: not run.", ""]
                 continue
             missing = "" if done == len(wanted) else f" {len(wanted) - done} of {len(wanted)} fits are missing."

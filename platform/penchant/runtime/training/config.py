@@ -67,7 +67,8 @@ class FitSettings(Settings):
 
     method: MethodOption = PenchantSettings()
     """`penchant`, or another to compare it with, by name or with its own settings: `uniform`, `i2e`, `proxy`, `vpl`, `pal-a`,
-    `pal-b`, `lore`, `oracle`. Others take backbone, reward and evaluation as they are, on the frozen base and one worker."""
+    `pal-b`, `lore`, `mixture`, `oracle`. Others take backbone, reward and evaluation as they are, on the frozen base and one
+    worker."""
     backbone: BackboneSettings = BackboneSettings()
     """The frozen base model and its features."""
     graph: GraphSettings = GraphSettings()

@@ -125,11 +125,22 @@ def test_the_page_says_what_was_run_and_what_was_not(run, tmp_path):
     assert page.index("No GPU.") < page.index("## Methods")
     assert "**two**: not run." in page
     assert "| lore | 2 | " in page
-    # The same fit without a change stands for `penchant` at 0 of the other part.
-    assert "**one**. 3 of 4 fits are missing." in page
     html = (run.out / "results.html").read_text()
     assert 'id="figure-methods-one"' in html
-    assert 'id="figure-flips-one"' in html
+    assert 'id="figure-flips-one"' not in html
+
+
+def test_a_sweep_is_shown_from_its_second_value_on(run, tmp_path):
+    def page():
+        write_results(run, tmp_path / "results.md", command="penchant study s.yaml")
+        return (tmp_path / "results.md").read_text().split("## ")[-1]
+
+    # The same fit without a change stands for `penchant` at 0, which alone says nothing of flips.
+    assert "**one**: not run." in page()
+    changed = next(cell for cell in run.cells(["flips"]) if cell.data == "one" and cell.value and not run.is_done(cell))
+    leave(run, changed, 0.55)
+    assert "fits are missing." in page()
+    assert 'id="figure-flips-one"' in (run.out / "results.html").read_text()
 
 
 def test_a_fit_is_known_by_what_it_was_made_from(run, tmp_path):
