@@ -24,6 +24,7 @@ SETTINGS = {
     "lightgcn": {"layer": "lightgcn", "response_init": "id", "user_init": "id"},
     "sage": {"layer": "sage"},
     "gat": {"layer": "gat", "response_init": "id+text", "user_init": "id"},
+    "mixture": {"layer": "mixture", "num_layers": 1},
 }
 
 
@@ -43,7 +44,8 @@ def make_trainer(name: str, dtype: torch.dtype) -> GraphTrainer:
         for part in (~valid, valid)
     )  # fmt: skip
     settings = CandidateSettings(
-        encoder=EncoderSettings(dim=6, num_layers=2, **SETTINGS[name]), optimization=OptimizationSettings(edge_dropout=0.1)
+        encoder=EncoderSettings(**({"dim": 6, "num_layers": 2} | SETTINGS[name])),
+        optimization=OptimizationSettings(edge_dropout=0.1),
     )
     return GraphTrainer(settings, train_shard, valid_shard, features=features, collective=collective, seed=4, dtype=dtype)
 

@@ -12,8 +12,8 @@ from penchant.config import Settings
 class EncoderSettings(Settings):
     """What the encoder is: layers, widths and what users and responses start from."""
 
-    layer: Literal["copl", "lightgcn", "sage", "gat"] = "copl"
-    """Kind of message-passing layer."""
+    layer: Literal["copl", "lightgcn", "sage", "gat", "mixture"] = "copl"
+    """Kind of message-passing layer. `mixture` passes no messages: a user is the probability of each of `dim` kinds of users."""
     num_layers: int = Field(4, ge=0, le=16)
     """Rounds of messages."""
     dim: int = Field(64, ge=2, le=4096)
@@ -39,6 +39,8 @@ class EncoderSettings(Settings):
     def _check(self) -> EncoderSettings:
         if self.neighbour_projection and self.layer != "copl":
             raise ValueError("neighbour_projection belongs to layer: copl")
+        if self.layer == "mixture" and self.num_layers != 1:
+            raise ValueError("layer: mixture is one layer: num_layers: 1")
         if self.user_init == "shared" and self.num_layers == 0:
             raise ValueError("user_init: shared needs at least one layer, or all users are the same")
         return self

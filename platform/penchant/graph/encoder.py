@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from penchant.backbone.standardise import Standardise
 from penchant.graph.config import EncoderSettings
 from penchant.graph.layers import LAYERS, CoplLayer, PreferenceLayer
+from penchant.graph.mixture import MixtureLayer
 from penchant.graph.preference_graph import Messages
 from penchant.graph.sampling import initial_rows
 
@@ -87,4 +88,6 @@ class GraphEncoder(nn.Module):
 def _make_layer(settings: EncoderSettings) -> PreferenceLayer:
     if settings.layer == "copl":
         return CoplLayer(settings.dim, neighbour_projection=settings.neighbour_projection)
+    if settings.layer == "mixture":
+        return MixtureLayer(settings.dim)
     return LAYERS[settings.layer](settings.dim)

@@ -86,6 +86,8 @@ class Messages:
     positive: SignedWeights
     negative: SignedWeights
     collective: Collective
+    step: tuple[int, int] | None = None
+    """Seed and number of the training step, for what a layer draws at random; None where it is to draw nothing."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,14 @@ def messages(
     *,
     positive: Tensor | None = None,
     negative: Tensor | None = None,
+    step: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Messages:
-    """The message-passing view of a shard; `positive` and `negative` (C,) say which edges are visible (default: all)."""
+    """The message-passing view of a shard; `positive` and `negative` (C,) say which edges are visible (default: all).
+
+    Args:
+        step: See `Messages`.
+    """
     everything = torch.ones(len(shard), dtype=dtype, device=shard.comparison.device)
     signs = [
         (edges, everything if visible is None else visible)
@@ -134,7 +141,7 @@ def messages(
         SignedWeights.build(*sign, of_user, of_response)
         for sign, (of_user, _), of_response in zip(signs, degrees, response_degree_SR, strict=True)
     )
-    return Messages(shard, positive=chosen, negative=rejected, collective=collective)
+    return Messages(shard, positive=chosen, negative=rejected, collective=collective, step=step)
 
 
 def user_range(rank: int, world_size: int, num_users: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ Shapes: U users, R responses, E edges, D dim.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _CHUNK_ELEMENTS = 1 << 18
-"""Elements gathered at once in `edge_dots`: it stays in a core's cache (measured: 9x faster than one piece)."""
+"""Elements gathered at once, as in `edge_dots`: it stays in a core's cache (measured: 9x faster than one piece)."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,16 @@ def _to_responses(edges: Edges, weight_E: Tensor, user_UD: Tensor) -> Tensor:
     )
 
 
+def chunks(count: int, like_ND: Tensor) -> Iterator[slice]:
+    """Slices of `count` edges, whose gathered rows, as wide as those of `like_ND`, are to be held at once."""
+    step = max(1, _CHUNK_ELEMENTS // max(1, like_ND.shape[1])) if like_ND.device.type == "cpu" else 1 << 20
+    for start in range(0, count, step):
+        yield slice(start, start + step)
+
+
 def _dots(edges: Edges, user_UD: Tensor, response_RD: Tensor) -> Tensor:
     dot_E = user_UD.new_empty(len(edges.user))
-    step = max(1, _CHUNK_ELEMENTS // max(1, user_UD.shape[1])) if user_UD.device.type == "cpu" else 1 << 20
-    for start in range(0, len(dot_E), step):
-        part = slice(start, start + step)
+    for part in chunks(len(dot_E), user_UD):
         dot_E[part] = torch.linalg.vecdot(
             user_UD.index_select(0, edges.user[part]), response_RD.index_select(0, edges.response[part])
         )

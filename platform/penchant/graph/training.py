@@ -134,7 +134,8 @@ class GraphTrainer:
         for stream in (_DROP_POSITIVE, _DROP_NEGATIVE):
             dropped = uniform(comparison, seed=self.seed, step=step, stream=stream) < dropout if dropout else None
             kept.append((visible if dropped is None else visible & ~dropped).to(self.dtype))
-        graph = messages(self.train, self.collective, positive=kept[0], negative=kept[1], dtype=self.dtype)
+        random = (self.seed, step)
+        graph = messages(self.train, self.collective, positive=kept[0], negative=kept[1], step=random, dtype=self.dtype)
         return graph, supervised.to(self.dtype)
 
     def _loss(self, graph: Messages, supervised_C: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from penchant.graph.collectives import Collective
 from penchant.graph.layers import LAYERS, CoplLayer
+from penchant.graph.mixture import MixtureLayer, choice_likelihoods
 from penchant.graph.preference_graph import PreferenceShard, messages
 
 U, R, C, D = 6, 8, 30, 4
@@ -74,3 +77,26 @@ def test_copl_by_hand():
     expected = own @ user[0] + (response[0] + plus @ (response[0] * user[0])) - (response[1] + minus @ (response[1] * user[0]))
     got = layer.forward_users(user, response, messages(shard, Collective(), dtype=torch.float64))
     assert torch.allclose(got[0], torch.nn.functional.leaky_relu(expected, 0.2))
+
+
+def test_mixture_is_bayes_rule_comparison_by_comparison(graph):
+    torch.manual_seed(1)
+    layer = MixtureLayer(D).double()
+    user_UD, response_RD = embeddings()
+    posterior_UD, reward_RD = layer(user_UD, response_RD, graph)
+    for user in range(U):
+        weight = [math.exp(value) for value in user_UD[user].tolist()]
+        for edge in range(C):
+            if graph.positive.edges.user[edge] == user and graph.positive.visible[edge] > 0:
+                chosen, rejected = (reward_RD[sign.edges.response[edge]].tolist() for sign in (graph.positive, graph.negative))
+                weight = [w / (1 + math.exp(no - yes)) for w, yes, no in zip(weight, chosen, rejected, strict=True)]
+        assert posterior_UD[user].tolist() == pytest.approx([w / sum(weight) for w in weight])
+    assert torch.equal(layer.forward_users(user_UD, response_RD, graph), posterior_UD)
+    assert torch.equal(layer.update_node(response_RD, 0 * response_RD, 0 * response_RD), reward_RD)
+
+
+def test_gradient_of_the_likelihoods(graph, monkeypatch):
+    monkeypatch.setattr("penchant.graph.sparse._CHUNK_ELEMENTS", 7 * D)  # several pieces
+    ends = graph.positive.edges, graph.negative.edges, graph.positive.visible
+    _, response_RD = embeddings()
+    assert torch.autograd.gradcheck(lambda reward_RD: choice_likelihoods(*ends, reward_RD, U), (response_RD.requires_grad_(),))

@@ -14,6 +14,7 @@ ENCODERS = {
     "published": EncoderSettings(dim=8, num_layers=2, response_init="id", user_init="id"),
     "text": EncoderSettings(dim=8, num_layers=2),
     "id+text": EncoderSettings(dim=8, num_layers=2, response_init="id+text"),
+    "mixture": EncoderSettings(dim=8, num_layers=1, layer="mixture"),
 }
 
 
@@ -58,10 +59,11 @@ def test_published_graph_recovers_the_planted_groups(planted):
     assert purity > 0.5  # chance is a quarter
 
 
-def test_forward_pass_of_a_seen_user_gives_their_embedding_up_to_the_extra_edge(planted):
+@pytest.mark.parametrize("name", ["text", "mixture"])
+def test_forward_pass_of_a_seen_user_gives_their_embedding_up_to_the_extra_edge(planted, name):
     """A user embedded anew from the same edges differs only through the responses' degrees, which count them once more."""
     dataset, _ = planted
-    graph = trainer(dataset, ENCODERS["text"], max_steps=20)
+    graph = trainer(dataset, ENCODERS[name], max_steps=20)
     list(graph.run())
     result = graph.embeddings()
     graph.encoder.load_state_dict(graph.best_state)
@@ -92,11 +94,22 @@ def test_fold_embedding_is_that_of_a_graph_without_its_comparisons(planted):
         assert torch.allclose(torch.nn.functional.normalize(users, dim=1), folds[number], atol=1e-5)
 
 
-def test_fresh_responses_have_an_embedding_at_every_layer(planted):
-    graph = trainer(planted[0], ENCODERS["text"])
+@pytest.mark.parametrize("name", ["text", "mixture"])
+def test_fresh_responses_have_an_embedding_at_every_layer(planted, name):
+    graph = trainer(planted[0], ENCODERS[name])
     layers = embed_responses(graph.encoder, torch.randn(5, 6))
-    assert layers.shape == (3, 5, 8)
+    assert layers.shape == (ENCODERS[name].num_layers + 1, 5, 8)
     assert torch.isfinite(layers).all()
+
+
+def test_mixture_drops_the_same_units_in_the_same_step_alone(planted):
+    graph = trainer(planted[0], ENCODERS["mixture"])
+    views = [messages(graph.train, Collective(), step=step) for step in ((0, 3), (0, 3), (0, 4), None, None)]
+    first, again, later, whole, whole_again = (graph.encoder(view, graph.features)[1] for view in views)
+    assert torch.equal(first, again)
+    assert torch.equal(whole, whole_again)
+    assert not torch.equal(first, later)
+    assert not torch.equal(first, whole)
 
 
 def test_loss_that_is_not_finite_stops_the_stage(planted):
@@ -121,3 +134,8 @@ def test_rows_do_not_depend_on_the_sharding():
     whole = initial_rows(0, 10, 4, seed=5, stream=1, dtype=torch.float64)
     parts = [initial_rows(start, stop, 4, seed=5, stream=1, dtype=torch.float64) for start, stop in ((0, 3), (3, 10))]
     assert torch.equal(whole, torch.cat(parts))
+
+
+def test_a_mixture_is_one_layer():
+    with pytest.raises(ValueError, match="num_layers: 1"):
+        EncoderSettings(layer="mixture")

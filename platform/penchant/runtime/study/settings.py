@@ -36,6 +36,11 @@ class SweepSettings(Settings):
     title: str
     """As people read it."""
 
+    @property
+    def changes_choices(self) -> bool:
+        """Whether it is a change of the data that is swept."""
+        return self.key.startswith(_CHANGE)
+
 
 class PartSettings(Settings):
     """Rows that belong together: a table, or with a sweep also a plot."""
@@ -120,7 +125,7 @@ def _resolve(
     change, overrides = row.change, []
     if part.sweep is not None:
         key = part.sweep.key
-        if key.startswith(_CHANGE):
+        if part.sweep.changes_choices:
             given = change.model_dump(exclude_defaults=True) | {key.removeprefix(_CHANGE): value}
             change = validate_settings(ChangeSettings, given, where=where)
         else:

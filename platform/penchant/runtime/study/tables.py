@@ -18,8 +18,8 @@ from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import Cell
 
 ENDS = ("uniform", "oracle")
-"""What stands beside the rows, from the fits of the first."""
-WRONG = "wrong user"
+"""What stands beside the rows, from the fits of the first; where the choices are changed, at each value of the change."""
+WRONG, BESIDE = "wrong user", "beside"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
             groups.setdefault((cell.row, cell.value), []).append(cell)
     if not groups:
         return []
+    first = next(iter(groups))
+    sweep = run.study.parts[part].sweep
+    # Uniform and the oracle learn from changed choices like the rows; what else is swept is nothing to them.
+    beside = [key for key in groups if key == first or (sweep and sweep.changes_choices and key[0] == first[0])]
+    ends: dict[tuple[str, Any], tuple[str, Any]] = {}
     frame: Judgements | None = None
     share: dict[str, np.ndarray] = {}
     for key, group in groups.items():
@@ -70,14 +75,15 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
                 raise ArtifactError("It was judged on other test choices.", where=str(run.folder(cell)), fix="Remove it.")
             right = {name: correctness(margin) / len(group) for name, margin in judged.margins.items()}
             names = {_name(key): "personalised", _name(key, WRONG): "wrong_user"}
-            if key == next(iter(groups)):
-                names |= {name: name for name in ENDS if name in right}
+            if key in beside:
+                there = {(name, key[1] if len(beside) > 1 else None): key for name in ENDS if name in right}
+                names |= {_name(end, BESIDE): end[0] for end in there}
+                ends |= there
             for name, source in names.items():
                 share[name] = share.get(name, 0) + right[source]
     assert frame is not None
     whole = Judgements(frame.user, frame.prompt, frame.seen, frame.controversial, share)
     bootstrap = Bootstrap(whole, resamples=run.study.resamples, methods=tuple(share), measure=lambda values: values)
-    first = next(iter(groups))
     lines = []
     for key, group in groups.items():
         seconds = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
@@ -86,9 +92,9 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
         gain = {} if key == base else _estimates(bootstrap, _name(key), less=_name(base))
         wrong = _estimates(bootstrap, _name(key, WRONG))
         lines.append(Line(*key, len(group), _estimates(bootstrap, _name(key)), gain, wrong, seconds))
-    for name in ENDS:
-        if name in share:
-            lines.append(Line(name, None, len(groups[first]), _estimates(bootstrap, name), {}, {}, None))
+    for end, key in sorted(ends.items(), key=lambda item: ENDS.index(item[0][0])):
+        gain = _estimates(bootstrap, _name(end, BESIDE), less=_name(key))
+        lines.append(Line(*end, len(groups[key]), _estimates(bootstrap, _name(end, BESIDE)), gain, {}, None))
     return lines
 
 

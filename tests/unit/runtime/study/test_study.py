@@ -109,6 +109,9 @@ def test_a_table_averages_seeds_and_pairs_the_rows(run):
     )
     assert not lines["penchant"].gain
     assert lines["penchant"].wrong["unseen", "all"].value == pytest.approx(0.45, abs=0.04)
+    uniform = lines["uniform"].gain["seen", "all"]
+    assert uniform.value == pytest.approx(-0.11, abs=0.03)
+    assert uniform.high < 0
     assert (lines["penchant"].seconds, lines["oracle"].seconds, lines["lore"].seeds) == (15.0, None, 2)
 
 
@@ -140,6 +143,13 @@ def test_a_sweep_is_shown_from_its_second_value_on(run, tmp_path):
     changed = next(cell for cell in run.cells(["flips"]) if cell.data == "one" and cell.value and not run.is_done(cell))
     leave(run, changed, 0.55)
     assert "fits are missing." in page()
+    # What is trained on everybody's choices is trained on the changed ones, too.
+    lines = [(line.row, line.value) for line in part_lines(run, "flips", "one")]
+    assert lines == [
+        ("penchant", 0.0),
+        ("penchant", 0.2),
+        *((end, value) for end in ("uniform", "oracle") for value in (0.0, 0.2)),
+    ]
     assert 'id="figure-flips-one"' in (run.out / "results.html").read_text()
 
 
