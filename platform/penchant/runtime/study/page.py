@@ -14,10 +14,11 @@ from penchant.evaluation.figures import plain_figure
 from penchant.evaluation.pages import write_page
 from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import PartSettings
-from penchant.runtime.study.tables import Estimate, Line, part_lines
+from penchant.runtime.study.tables import ENDS, Estimate, Line, part_lines
 
 _COLUMNS = (("seen", "all"), ("seen", "common"), ("seen", "controversial"), ("unseen", "all"), ("unseen", "controversial"))
-_PALETTE = ("#2f6fde", "#d1495b", "#2a9d6f", "#e69f00", "#cc79a7", "#56b4e9", "#8a8f98", "#0072b2", "#f0e442")
+_PALETTE = ("#2f6fde", "#d1495b", "#2a9d6f", "#e69f00", "#cc79a7", "#56b4e9", "#7a5c3e", "#0072b2", "#f0e442")
+_END_COLOURS = {"uniform": "#8a8f98", "oracle": "#3b3f45"}
 
 
 def write_results(run: StudyRun, page: Path, *, command: str) -> None:
@@ -71,7 +72,7 @@ def markdown(part: PartSettings, lines: list[Line]) -> list[str]:
 
 
 def part_figure(part: PartSettings, lines: list[Line]) -> go.Figure:
-    """Seen and unseen users' accuracy: bars by row, or lines over the part's sweep."""
+    """Seen and unseen users' accuracy: bars by row, or lines over the sweep, where those of the unseen are a click away."""
     figure = plain_figure("Share of held-out choices ranked right")
     figure.update_yaxes(tickformat=".0%")
     cohorts = [cohort for cohort in ("seen", "unseen") if any((cohort, "all") in line.accuracy for line in lines)]
@@ -79,18 +80,22 @@ def part_figure(part: PartSettings, lines: list[Line]) -> go.Figure:
         for number, cohort in enumerate(cohorts):
             figure.add_bar(name=cohort, marker_color=_PALETTE[number], **_points(lines, cohort, lambda line: line.row))
         return figure.update_layout(barmode="group").update_yaxes(range=[0.4, 1.0])
-    for number, row in enumerate(dict.fromkeys(line.row for line in lines)):
+    rows = [row for row in part.rows if any(line.row == row for line in lines)]
+    for row in [*rows, *ENDS]:
         own = [line for line in lines if line.row == row]
-        colour = _PALETTE[number % len(_PALETTE)]
-        if own[0].value is None:  # uniform and oracle, of the first row at its first value
+        if not own:
+            continue
+        colour = _PALETTE[rows.index(row) % len(_PALETTE)] if row in rows else _END_COLOURS[row]
+        if own[0].value is None:  # beside a sweep that is nothing to it
             estimate = own[0].accuracy.get((cohorts[0], "all"))
             if estimate is not None:
-                figure.add_hline(y=estimate.value, line_dash="dot", line_color=colour, annotation_text=f"{row}, seen")
+                figure.add_hline(y=estimate.value, line_dash="dot", line_color=colour, annotation_text=f"{row}, {cohorts[0]}")
             continue
-        for cohort, dash in zip(cohorts, ("solid", "dash"), strict=False):
-            line_style = {"color": colour, "dash": dash}
+        for cohort in cohorts:
+            line_style = {"color": colour, "dash": "dot" if row not in rows else "solid" if cohort == cohorts[0] else "dash"}
+            shown = {} if cohort == cohorts[0] else {"visible": "legendonly"}  # both at once are too many lines to read
             points = _points(own, cohort, lambda line: _plain(line.value))
-            figure.add_scatter(name=f"{row}, {cohort}", mode="lines+markers", line=line_style, **points)
+            figure.add_scatter(name=f"{row}, {cohort}", mode="lines+markers", line=line_style, **shown, **points)
     return figure.update_xaxes(title=part.sweep.title, type="category")
 
 
