@@ -70,6 +70,9 @@ def data_synth(
     unseen_users: Annotated[int | None, typer.Option(help="Users kept out of training.", show_default=False)] = None,
     groups: Annotated[int | None, typer.Option(help="Groups of one taste each.", show_default=False)] = None,
     agreement: Annotated[float | None, typer.Option(help="Share of pairs that two groups agree on.", show_default=False)] = None,
+    individuality: Annotated[
+        float | None, typer.Option(help="How much of a user's taste is their own, not their group's.", show_default=False)
+    ] = None,
     prompts: Annotated[int | None, typer.Option(help="Prompts; 15% are for test.", show_default=False)] = None,
     comparisons: Annotated[
         int | None, typer.Option(help="Train comparisons a user; with --protocol avg, on average.", show_default=False)
@@ -92,7 +95,8 @@ def data_synth(
     from penchant.data.planted import PlantedWorld, save_planted
 
     asked = {
-        "users": users, "unseen_users": unseen_users, "groups": groups, "agreement": agreement, "prompts": prompts,
+        "users": users, "unseen_users": unseen_users, "groups": groups, "agreement": agreement,
+        "individuality": individuality, "prompts": prompts,
         "comparisons_per_user": comparisons, "protocol": protocol, "noise": noise, "seed": seed,
     }  # fmt: skip
     overrides = [f"{key}={value}" for key, value in asked.items() if value is not None]

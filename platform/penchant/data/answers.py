@@ -44,7 +44,8 @@ class PlantedAnswers:
 def read_answers(folder: Location, dataset: PreferenceDataset) -> PlantedAnswers | None:
     """Whoever answers for the users of a data set's folder; None where that cannot be known.
 
-    It is known where `truth.json` lies beside the tables, the tables show what its world generates, and every user has a group.
+    It is known where `truth.json` lies beside the tables, the tables show what its world generates, and every user has a group
+    whose taste is theirs.
     """
     folder = local_copy(folder)
     if not (folder / "truth.json").is_file():
@@ -53,6 +54,8 @@ def read_answers(folder: Location, dataset: PreferenceDataset) -> PlantedAnswers
         world = PlantedWorld.model_validate(load_truth(folder)["world"])
     except (ArtifactError, KeyError, TypeError, ValidationError):
         return None  # a file of that name that `save_planted` has not written
+    if world.individuality:
+        return None
     taste = tastes(world)
     return PlantedAnswers(taste, world.noise, dataset) if _is_of(dataset, world, taste) else None
 

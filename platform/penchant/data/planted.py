@@ -9,6 +9,7 @@ Shapes: R responses, A attributes, G groups.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +83,8 @@ class PlantedWorld(Settings):
     """Groups of one taste each."""
     agreement: float = Field(0.5, ge=0.5, le=1)
     """Share of pairs on which two groups agree, on average."""
+    individuality: float = Field(0.0, ge=0, le=1)
+    """How much of a user's taste is their own and not their group's: with 1 groups mean nothing."""
     prompts: int = Field(240, ge=10, le=len(_SUBJECTS) * len(_QUESTIONS))
     """Prompts; 15% of them, at least one, are for test."""
     responses_per_prompt: int = Field(8, ge=3, le=12)
@@ -131,9 +134,9 @@ class PlantedTruth:
     """What is true of a planted world by construction."""
 
     bayes_accuracy: float
-    """Expected accuracy on the test comparisons of whoever knows each user's group: 1 - noise."""
+    """Expected accuracy on the test comparisons of whoever knows each user's taste: 1 - noise."""
     uniform_bayes_accuracy: float
-    """Expected accuracy of the best predictor that knows the groups' shares and not the user."""
+    """Expected accuracy of the best predictor that knows how many seen users prefer which response, and not the user."""
     agreement: float
     """Share of pairs on which two groups agree, mean over pairs of groups."""
     weights: list[list[float]]
@@ -175,12 +178,16 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
 
     total = world.users + world.unseen_users
     group = np.concatenate([random.permutation(np.arange(count) % world.groups) for count in (world.users, world.unseen_users)])
-    rows = [_choices(world, user, group[user], prefers_first, is_test, random) for user in range(total)]
+    rows, share_P = [], np.zeros(len(pair))
+    for number, prefers_P in enumerate(_tastes_of_users(world, taste, pair, prefers_first, group)):
+        rows.append(_choices(world, prefers_P, is_test, random))
+        if number < world.users:
+            share_P += prefers_P / world.users
     user = np.concatenate([np.full(len(chosen), number) for number, (chosen, _, _) in enumerate(rows)])
     at, first, split = (np.concatenate([row[part] for row in rows]) for part in range(3))
     chosen = np.where(first, pair[at, 0], pair[at, 1])
     rejected = np.where(first, pair[at, 1], pair[at, 0])
-    controversial = np.asarray(prefers_first.any(axis=1) & ~prefers_first.all(axis=1))
+    controversial = np.minimum(share_P, 1 - share_P) > 0.5 / world.users  # somebody seen sees it otherwise
 
     texts = [_text(prompts[row // per_prompt], shows[row], names, random) for row in range(len(shows))]
     response_id = np.array([f"r{row:05d}" for row in range(len(shows))])
@@ -209,8 +216,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         pa.table({name: pa.array(np.asarray(column).tolist()) for name, column in columns.items()})
         for columns in (responses, comparisons, users)
     ]
-    share = np.bincount(group[: world.users], minlength=world.groups) / world.users
-    majority = np.maximum(prefers_first @ share, 1 - prefers_first @ share)[at[split == "test"]].mean()
+    majority = np.maximum(share_P, 1 - share_P)[at[split == "test"]].mean()
     truth = PlantedTruth(
         bayes_accuracy=1 - world.noise,
         uniform_bayes_accuracy=float(majority * (1 - world.noise) + (1 - majority) * world.noise),
@@ -267,6 +273,25 @@ def _weights(world: PlantedWorld, shows: np.ndarray, merit: np.ndarray, random: 
     return grid[int(np.argmin(np.abs(np.array(reached) - world.agreement)))]
 
 
+def _tastes_of_users(
+    world: PlantedWorld, taste: PlantedTastes, pair: np.ndarray, prefers_first: np.ndarray, group: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Of each user in turn: whether they prefer the first of each pair, bool (P,)."""
+    # By a generator of its own: worlds that differ in individuality alone have the same users and pairs.
+    random = np.random.default_rng([world.seed, 1])
+    shows_PA = taste.shows_RA[pair[:, 0]] - taste.shows_RA[pair[:, 1]]
+    merit_P = taste.merit_R[pair[:, 0]] - taste.merit_R[pair[:, 1]]
+    for number in group:
+        if not world.individuality:
+            yield prefers_first[:, number]
+            continue
+        of_group_A = taste.weight_GA[number]
+        own_A = random.normal(size=len(of_group_A))
+        own_A *= np.linalg.norm(of_group_A) / np.linalg.norm(own_A)
+        weight_A = (1 - world.individuality) * of_group_A + world.individuality * own_A
+        yield shows_PA @ weight_A + merit_P > 0
+
+
 def _agreement(prefers_first: np.ndarray) -> float:
     """Share of pairs on which two groups agree, mean over pairs of groups; 1 for a single group."""
     groups = prefers_first.shape[1]
@@ -280,12 +305,7 @@ def _agreement(prefers_first: np.ndarray) -> float:
 
 
 def _choices(
-    world: PlantedWorld,
-    user: int,
-    group: int,
-    prefers_first: np.ndarray,
-    is_test: np.ndarray,
-    random: np.random.Generator,
+    world: PlantedWorld, prefers_first: np.ndarray, is_test: np.ndarray, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One user's pairs, whether each first response was chosen, and the splits."""
     count = world.comparisons_per_user
@@ -294,7 +314,7 @@ def _choices(
     train = random.choice(np.flatnonzero(~is_test), count + world.valid_comparisons, replace=False)
     test = random.choice(np.flatnonzero(is_test), min(world.test_comparisons, int(is_test.sum())), replace=False)
     at = np.concatenate([train, test])
-    first = prefers_first[at, group] ^ (random.random(len(at)) < world.noise)
+    first = prefers_first[at] ^ (random.random(len(at)) < world.noise)
     split = np.array(["train"] * count + ["valid"] * world.valid_comparisons + ["test"] * len(test))
     return at, first, split
 

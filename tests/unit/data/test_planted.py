@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from penchant.data.answers import read_answers
 from penchant.data.planted import PlantedWorld, generate, load_truth, save_planted
 from penchant.errors import OutputError
 
@@ -42,6 +43,33 @@ def test_controversial_pairs_are_those_that_groups_disagree_on():
         assert len(said) == 1
         if not said.pop():
             assert len({answer for answer, _ in answers}) == 1
+
+
+def test_individuality_makes_users_of_a_group_differ():
+    def disagreement(individuality):
+        world = PlantedWorld(
+            users=200, unseen_users=0, prompts=20, comparisons_per_user=30, noise=0.0, individuality=individuality
+        )
+        dataset, truth = generate(world)
+        rows = dataset.comparisons
+        low, high = np.minimum(rows.chosen, rows.rejected), np.maximum(rows.chosen, rows.rejected)
+        _, cell = np.unique(np.stack([dataset.group[rows.user], low, high]), axis=1, return_inverse=True)
+        count = np.bincount(cell)
+        share = np.bincount(cell, rows.chosen == low) / count
+        return np.average(np.minimum(share, 1 - share), weights=count), truth.uniform_bayes_accuracy
+
+    (none, groups), (some, _), (all_own, nobody) = (disagreement(share) for share in (0.0, 0.4, 1.0))
+    assert none == 0
+    assert 0.05 < some < all_own
+    assert all_own > 0.25, "as of strangers"
+    assert 0.5 < nobody < groups
+
+
+def test_nobody_answers_for_users_with_a_taste_of_their_own(tmp_path):
+    dataset, _ = save_planted(PlantedWorld(**SMALL, individuality=0.5), tmp_path / "world")
+    assert read_answers(tmp_path / "world", dataset) is None
+    dataset, _ = save_planted(PlantedWorld(**SMALL), tmp_path / "groups")
+    assert read_answers(tmp_path / "groups", dataset) is not None
 
 
 def test_protocols_give_as_many_comparisons_as_they_say():
