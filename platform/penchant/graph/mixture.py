@@ -3,10 +3,10 @@
 What a response starts from becomes its reward under every kind, `r_k(x)`. A user becomes the posterior over kinds given their
 visible comparisons, `w_uk ~ p_k product_i sigmoid(r_k(chosen_i) - r_k(rejected_i))`, where the logits of the prior p are what
 the user starts from. So the graph stage's loss, `-logsigmoid(e_u . (e_chosen - e_rejected))` for comparisons that are left out,
-is that of the mean of the kinds' rewards. `methods/mixture.py` is the same model without the graph stage, and has the source.
+is that of the mean of the kinds' rewards. `methods/mixture.py` is the same idea without the graph stage, and has the source.
 
 Users who never met the same response still are of one kind: that is what helps where choices are few. A user hears of their own
-comparisons alone, so workers exchange nothing but gradients.
+comparisons alone, so workers exchange no messages for it. Of `PreferenceLayer` it is the outside: there is no message to sum.
 
 Shapes: U users, R responses, C comparisons, K kinds (the encoder's dim).
 """
@@ -21,12 +21,11 @@ from torch.nn import functional
 
 from penchant.graph.layers import PreferenceLayer
 from penchant.graph.preference_graph import Messages
-from penchant.graph.sampling import uniform
+from penchant.graph.sampling import DROPOUT_STREAM, uniform
 from penchant.graph.sparse import Edges, chunks
 
 DROPOUT = 0.2
-"""Share of a response's hidden units that a training step leaves out, as in the reward head."""
-_STREAM = 14
+"""Share of a response's hidden units that a training step leaves out."""
 
 
 class MixtureLayer(PreferenceLayer):
@@ -42,7 +41,7 @@ class MixtureLayer(PreferenceLayer):
         if graph.step is not None:
             seed, step = graph.step
             unit = torch.arange(hidden_RD.numel(), device=hidden_RD.device).view_as(hidden_RD)
-            kept = uniform(unit, seed=seed, step=step, stream=_STREAM) >= DROPOUT  # the same on every worker
+            kept = uniform(unit, seed=seed, step=step, stream=DROPOUT_STREAM) >= DROPOUT  # the same on every worker
             hidden_RD = hidden_RD * kept / (1 - DROPOUT)
         reward_RK = self._rewards(hidden_RD)
         return self._posterior(user_UD, reward_RK, graph), reward_RK
@@ -71,7 +70,8 @@ class _ChoiceLikelihoods(torch.autograd.Function):
         ctx.save_for_backward(visible_C, reward_RK)
         likelihood_UK = reward_RK.new_zeros(num_users, reward_RK.shape[1])
         for part in chunks(len(visible_C), reward_RK):
-            margin = reward_RK[chosen.response[part]] - reward_RK[rejected.response[part]]
+            ends = chosen.response[part], rejected.response[part]
+            margin = reward_RK.index_select(0, ends[0]) - reward_RK.index_select(0, ends[1])
             likelihood_UK.index_add_(0, chosen.user[part], functional.logsigmoid(margin) * visible_C[part, None])
         return likelihood_UK
 
@@ -82,8 +82,9 @@ class _ChoiceLikelihoods(torch.autograd.Function):
         gradient_RK = torch.zeros_like(reward_RK)
         for part in chunks(len(visible_C), reward_RK):
             ends = ctx.chosen.response[part], ctx.rejected.response[part]
-            slope = torch.sigmoid(reward_RK[ends[1]] - reward_RK[ends[0]]) * visible_C[part, None]
-            slope *= likelihood_UK[ctx.chosen.user[part]]
+            margin = reward_RK.index_select(0, ends[0]) - reward_RK.index_select(0, ends[1])
+            slope = torch.sigmoid(-margin) * visible_C[part, None]
+            slope *= likelihood_UK.index_select(0, ctx.chosen.user[part])
             gradient_RK.index_add_(0, ends[0], slope).index_add_(0, ends[1], -slope)
         return None, None, None, gradient_RK, None
 

@@ -94,7 +94,8 @@ def _to_responses(edges: Edges, weight_E: Tensor, user_UD: Tensor) -> Tensor:
 
 def chunks(count: int, like_ND: Tensor) -> Iterator[slice]:
     """Slices of `count` edges, whose gathered rows, as wide as those of `like_ND`, are to be held at once."""
-    step = max(1, _CHUNK_ELEMENTS // max(1, like_ND.shape[1])) if like_ND.device.type == "cpu" else 1 << 20
+    elements = _CHUNK_ELEMENTS if like_ND.device.type == "cpu" else 1 << 26
+    step = max(1, elements // max(1, like_ND.shape[1]))
     for start in range(0, count, step):
         yield slice(start, start + step)
 

@@ -8,7 +8,8 @@ the kind is and `m_ik` the margin of the user's comparison i under the kind's re
 There is no alternation: w is a part of the model, and gradients go through it. A comparison is explained by w from the user's
 others alone, or it would vouch for itself. A user, seen or new, is w: no optimisation.
 
-Shapes: K kinds, P comparisons that are read, N of them in a batch, V users of the batch.
+Shapes: K kinds (as wide is what is read of a text, and a user's vector), N comparisons of a batch, V their users, P all
+comparisons of these.
 """
 
 from __future__ import annotations

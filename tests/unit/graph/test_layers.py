@@ -81,13 +81,16 @@ def test_copl_by_hand():
 
 def test_mixture_is_bayes_rule_comparison_by_comparison(graph):
     torch.manual_seed(1)
+    shard, rejection = graph.shard, graph.positive.visible.roll(3)  # edge dropout hides either end of a comparison
+    graph = messages(shard, Collective(), positive=graph.positive.visible, negative=rejection, dtype=torch.float64)
     layer = MixtureLayer(D).double()
     user_UD, response_RD = embeddings()
     posterior_UD, reward_RD = layer(user_UD, response_RD, graph)
     for user in range(U):
         weight = [math.exp(value) for value in user_UD[user].tolist()]
         for edge in range(C):
-            if graph.positive.edges.user[edge] == user and graph.positive.visible[edge] > 0:
+            seen = graph.positive.visible[edge] > 0 and graph.negative.visible[edge] > 0
+            if graph.positive.edges.user[edge] == user and seen:
                 chosen, rejected = (reward_RD[sign.edges.response[edge]].tolist() for sign in (graph.positive, graph.negative))
                 weight = [w / (1 + math.exp(no - yes)) for w, yes, no in zip(weight, chosen, rejected, strict=True)]
         assert posterior_UD[user].tolist() == pytest.approx([w / sum(weight) for w in weight])

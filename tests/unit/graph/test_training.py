@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from penchant.data.planted import ATTRIBUTES
 from penchant.errors import TrainingError
 from penchant.graph.collectives import Collective
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
 from penchant.graph.inductive import embed_responses, embed_users
+from penchant.graph.mixture import MixtureLayer
 from penchant.graph.preference_graph import PreferenceShard, messages
 from penchant.graph.sampling import fold_of, initial_rows, uniform
 from penchant.graph.training import GraphTrainer
@@ -18,8 +20,9 @@ ENCODERS = {
 }
 
 
-def trainer(dataset, encoder, **optimization):
-    features = torch.from_numpy(np.random.default_rng(0).normal(size=(len(dataset.response_ids), 6)).astype(np.float32))
+def trainer(dataset, encoder, features=None, **optimization):
+    if features is None:
+        features = np.random.default_rng(0).normal(size=(len(dataset.response_ids), 6)).astype(np.float32)
     shards = []
     for split in ("train", "valid"):
         part = dataset.select(split=split, cohort="seen")
@@ -30,7 +33,7 @@ def trainer(dataset, encoder, **optimization):
             )
         )  # fmt: skip
     settings = CandidateSettings(encoder=encoder, optimization=OptimizationSettings(**optimization))
-    return GraphTrainer(settings, *shards, features=features, collective=Collective())
+    return GraphTrainer(settings, *shards, features=torch.from_numpy(features), collective=Collective())
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -110,6 +113,26 @@ def test_mixture_drops_the_same_units_in_the_same_step_alone(planted):
     assert torch.equal(whole, whole_again)
     assert not torch.equal(first, later)
     assert not torch.equal(first, whole)
+
+
+def test_mixture_drops_a_fifth_and_keeps_the_sum(planted):
+    graph = trainer(planted[0], ENCODERS["mixture"])
+    layer = MixtureLayer(64)
+    torch.nn.init.zeros_(layer.shared.weight)
+    layer.own.weight.data.copy_(torch.eye(64))
+    ones = torch.ones(graph.train.num_responses, 64)
+    _, kept = layer(torch.zeros(graph.train.num_users, 64), ones, messages(graph.train, Collective(), step=(0, 3)))
+    assert kept.mean().item() == pytest.approx(1, abs=0.01)
+    assert (kept == 0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_mixture_learns_the_planted_tastes(planted):
+    dataset, _ = planted
+    responses = dataset.tables()["responses"]
+    shows = np.stack([responses[f"shows_{name}"].to_numpy(zero_copy_only=False) for name in ATTRIBUTES], axis=1)
+    encoder = EncoderSettings(dim=16, num_layers=1, layer="mixture")
+    graph = trainer(dataset, encoder, shows.astype(np.float32), max_steps=150, patience=30)
+    assert max(progress.valid_accuracy for progress in graph.run()) > 0.75  # who knows nobody gets .69 at best
 
 
 def test_loss_that_is_not_finite_stops_the_stage(planted):

@@ -13,8 +13,8 @@ from penchant.artifacts import write_text
 from penchant.evaluation.figures import plain_figure
 from penchant.evaluation.pages import write_page
 from penchant.runtime.study.running import StudyRun
-from penchant.runtime.study.settings import PartSettings
-from penchant.runtime.study.tables import ENDS, Estimate, Line, part_lines
+from penchant.runtime.study.settings import ENDS, PartSettings
+from penchant.runtime.study.tables import Estimate, Line, part_lines
 
 _COLUMNS = (("seen", "all"), ("seen", "common"), ("seen", "controversial"), ("unseen", "all"), ("unseen", "controversial"))
 _PALETTE = ("#2f6fde", "#d1495b", "#2a9d6f", "#e69f00", "#cc79a7", "#56b4e9", "#7a5c3e", "#0072b2", "#f0e442")
@@ -43,10 +43,13 @@ def write_results(run: StudyRun, page: Path, *, command: str) -> None:
             lines = part_lines(run, name, data) if data in run.data else []
             wanted = [cell for cell in run.cells([name]) if cell.data == data]
             done = sum(run.is_done(cell) for cell in wanted)
-            if not lines or (part.sweep and len({line.value for line in lines if line.value is not None}) < 2):
+            if not lines:
                 text += [f"**{data}**: not run.", ""]
                 continue
             missing = "" if done == len(wanted) else f" {len(wanted) - done} of {len(wanted)} fits are missing."
+            if part.sweep and len({line.value for line in lines if line.value is not None}) < 2:
+                text += [f"**{data}**: run at one value alone.{missing}", ""]
+                continue
             text += [f"**{data}**.{missing}", "", *markdown(part, lines), ""]
             key = f"{name}-{data}".replace(".", "-")
             figures[key] = part_figure(part, lines)
@@ -86,13 +89,14 @@ def part_figure(part: PartSettings, lines: list[Line]) -> go.Figure:
         if not own:
             continue
         colour = _PALETTE[rows.index(row) % len(_PALETTE)] if row in rows else _END_COLOURS[row]
-        if own[0].value is None:  # beside a sweep that is nothing to it
+        if own[0].value is None:  # the sweep does not move it
             estimate = own[0].accuracy.get((cohorts[0], "all"))
             if estimate is not None:
                 figure.add_hline(y=estimate.value, line_dash="dot", line_color=colour, annotation_text=f"{row}, {cohorts[0]}")
             continue
-        for cohort in cohorts:
-            line_style = {"color": colour, "dash": "dot" if row not in rows else "solid" if cohort == cohorts[0] else "dash"}
+        dashes = ("solid", "dash") if row in rows else ("dot", "dashdot")
+        for cohort, dash in zip(cohorts, dashes, strict=False):
+            line_style = {"color": colour, "dash": dash}
             shown = {} if cohort == cohorts[0] else {"visible": "legendonly"}  # both at once are too many lines to read
             points = _points(own, cohort, lambda line: _plain(line.value))
             figure.add_scatter(name=f"{row}, {cohort}", mode="lines+markers", line=line_style, **shown, **points)

@@ -15,6 +15,8 @@ from penchant.data.planted import PlantedWorld
 from penchant.runtime.training.config import FitSettings
 
 _CHANGE = "change."
+ENDS = ("uniform", "oracle")
+"""What stands beside the rows, from the fits of the first; at each value of a sweep that moves it."""
 
 
 class RowSettings(Settings):
@@ -31,7 +33,7 @@ class SweepSettings(Settings):
 
     key: str
     """Dotted: a setting of the fit, or `change.` and one of the change."""
-    values: tuple[Any, ...] = Field(min_length=1)
+    values: tuple[Any, ...] = Field(min_length=2)
     """Its values, in the order of the table."""
     title: str
     """As people read it."""
@@ -40,6 +42,11 @@ class SweepSettings(Settings):
     def changes_choices(self) -> bool:
         """Whether it is a change of the data that is swept."""
         return self.key.startswith(_CHANGE)
+
+    @property
+    def moves_uniform(self) -> bool:
+        """Whether uniform and the oracle are made from it, too: from the choices, or by the reward's settings."""
+        return self.changes_choices or self.key.startswith("reward.")
 
 
 class PartSettings(Settings):
@@ -82,6 +89,11 @@ class StudySettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> StudySettings:
         for name, part in self.parts.items():
+            taken = set(part.rows) & set(ENDS)
+            if taken:
+                raise ValueError(
+                    f"part {name!r} has a row {min(taken)!r}, which is what stands beside its rows: name it otherwise"
+                )
             unknown = set(part.data or ()) - set(self.data)
             if unknown:
                 raise ValueError(f"part {name!r} names data that the study has not: {', '.join(sorted(unknown))}")

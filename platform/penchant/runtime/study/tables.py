@@ -15,10 +15,8 @@ from penchant.errors import ArtifactError
 from penchant.evaluation.judgements import Judgements, read_judgements
 from penchant.evaluation.metrics import Bootstrap, correctness, interval
 from penchant.runtime.study.running import StudyRun
-from penchant.runtime.study.settings import Cell
+from penchant.runtime.study.settings import ENDS, Cell
 
-ENDS = ("uniform", "oracle")
-"""What stands beside the rows, from the fits of the first; where the choices are changed, at each value of the change."""
 WRONG, BESIDE = "wrong user", "beside"
 
 
@@ -62,8 +60,7 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
         return []
     first = next(iter(groups))
     sweep = run.study.parts[part].sweep
-    # Uniform and the oracle learn from changed choices like the rows; what else is swept is nothing to them.
-    beside = [key for key in groups if key == first or (sweep and sweep.changes_choices and key[0] == first[0])]
+    moved = sweep is not None and sweep.moves_uniform
     ends: dict[tuple[str, Any], tuple[str, Any]] = {}
     frame: Judgements | None = None
     share: dict[str, np.ndarray] = {}
@@ -75,8 +72,8 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
                 raise ArtifactError("It was judged on other test choices.", where=str(run.folder(cell)), fix="Remove it.")
             right = {name: correctness(margin) / len(group) for name, margin in judged.margins.items()}
             names = {_name(key): "personalised", _name(key, WRONG): "wrong_user"}
-            if key in beside:
-                there = {(name, key[1] if len(beside) > 1 else None): key for name in ENDS if name in right}
+            if key == first or (moved and key[0] == first[0]):
+                there = {(name, key[1] if moved else None): key for name in ENDS if name in right}
                 names |= {_name(end, BESIDE): end[0] for end in there}
                 ends |= there
             for name, source in names.items():

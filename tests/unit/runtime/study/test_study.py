@@ -11,7 +11,7 @@ from penchant.errors import ArtifactError, ConfigError
 from penchant.evaluation.judgements import Judgements, write_judgements
 from penchant.runtime.study.page import write_results
 from penchant.runtime.study.running import StudyRun
-from penchant.runtime.study.settings import StudySettings, cells
+from penchant.runtime.study.settings import StudySettings, SweepSettings, cells
 from penchant.runtime.study.tables import part_lines
 
 STUDIES = sorted((Path(__file__).parents[4] / "study").glob("*.yaml"))
@@ -62,7 +62,18 @@ def test_rows_seeds_and_sweeps_are_laid_over_the_common_settings():
     assert {cell.settings.reward.head.kind for cell in cells(heads)} == {"two_term", "linear"}
 
 
+def test_uniform_stands_once_beside_a_sweep_that_does_not_move_it():
+    def swept(key):
+        return SweepSettings(key=key, values=(1, 2), title="t").moves_uniform
+
+    assert swept("change.keep")
+    assert swept("reward.head.kind")
+    assert not swept("graph.candidates.one.encoder.dim")
+
+
 def test_a_row_that_no_fit_takes_is_refused():
+    with pytest.raises(ConfigError, match="a row 'uniform'"):
+        study(parts={"p": {"title": "P", "rows": {"penchant": {}, "uniform": {"settings": {"method": "uniform"}}}}})
     with pytest.raises(ConfigError, match="stepz"):
         list(cells(study(settings={"reward": {"stepz": 3}})))
     with pytest.raises(ConfigError, match="names data that the study has not"):
@@ -139,10 +150,12 @@ def test_a_sweep_is_shown_from_its_second_value_on(run, tmp_path):
         return (tmp_path / "results.md").read_text().split("## ")[-1]
 
     # The same fit without a change stands for `penchant` at 0, which alone says nothing of flips.
-    assert "**one**: not run." in page()
+    assert "**one**: run at one value alone. 3 of 4 fits are missing." in page()
+    lines = [(line.row, line.value) for line in part_lines(run, "flips", "one")]
+    assert lines == [("penchant", 0.0), ("uniform", 0.0), ("oracle", 0.0)]
     changed = next(cell for cell in run.cells(["flips"]) if cell.data == "one" and cell.value and not run.is_done(cell))
     leave(run, changed, 0.55)
-    assert "fits are missing." in page()
+    assert "**one**. 2 of 4 fits are missing." in page()
     # What is trained on everybody's choices is trained on the changed ones, too.
     lines = [(line.row, line.value) for line in part_lines(run, "flips", "one")]
     assert lines == [
