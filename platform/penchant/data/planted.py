@@ -1,7 +1,8 @@
 """The planted world: users in groups of known taste, so that the right answer and the best reachable accuracy are known.
 
 A response shows a few attributes in its words (in steps, warm, with an example, ...). A group has a weight
-for each attribute; a user chooses the response that their group likes better, and errs with a stated probability.
+for each attribute; a user chooses the response that their group likes better (in a world with individuality: that they
+themselves do), and errs with a stated probability.
 
 Shapes: R responses, A attributes, G groups.
 """
