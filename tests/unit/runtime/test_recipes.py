@@ -14,15 +14,24 @@ PARAMETERS = {"google/gemma-2b-it": 1_981_884_416, "google/gemma-7b-it": 7_751_2
 """Without the embedding (arXiv 2403.08295, table 2)."""
 
 
+COPL = [path for path in RECIPES if path.stem.startswith("copl")]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_a_fits_settings(path):
+    assert load_settings(FitSettings, path) != FitSettings()
+
+
+@pytest.mark.parametrize("path", COPL, ids=lambda path: path.stem)
+def test_copl_has_a_route_for_each_user_and_a_linear_head(path):
     settings = load_settings(FitSettings, path)
     assert not mole_config(settings.experts, user_dim=64).routes_are_few
     assert settings.reward.head.kind == "linear"
 
 
 def test_there_are_recipes():
-    assert {"copl-paper", "copl-gemma-2b", "copl-gemma-7b"} <= {path.stem for path in RECIPES}
+    assert {path.stem for path in COPL} == {"copl-paper", "copl-gemma-2b", "copl-gemma-7b"}
+    assert "mixture" in {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if "gemma" in path.stem], ids=lambda path: path.stem)
