@@ -31,9 +31,9 @@ def write_results(run: StudyRun, page: Path, *, command: str) -> None:
     text = [f"# {study.title}", "", f"Made by `{command}` with penchant {__version__} from what the fits wrote; not by hand.", ""]
     text += [
         "Share of held-out choices ranked right, in %, mean over seeds, with 95% intervals (two-way bootstrap over users and",
-        "prompts). *Against* is the paired difference to the table's first row, in points; where a setting is swept, to the",
-        "first row at the same value, and of that row to its own first value. An interval that holds 0 shows none.",
-        "The wrong user is the row's own model, given the embedding of another user.",
+        "prompts). *Against* is the paired difference to the table's first row, in points, over the seeds that both have; where",
+        "a setting is swept, to the first row at the same value, and of that row to its own first value. An interval that",
+        "holds 0 shows none. The wrong user is the row's own model, given the embedding of another user.",
         "",
     ]
     text += [study.about.strip(), ""] if study.about else []

@@ -6,6 +6,7 @@ and all rows of a part are resampled together: users and prompts, as in one fit'
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,9 @@ from penchant.evaluation.metrics import Bootstrap, correctness, interval
 from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import ENDS, Cell
 
-WRONG, BESIDE = "wrong user", "beside"
+PERSONALISED = "personalised"
+_Key = tuple[str, Any]
+"""A row and its value of the sweep."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Line:
     accuracy: dict[tuple[str, str], Estimate]
     """(cohort, kind) -> share of the test choices ranked right."""
     gain: dict[tuple[str, str], Estimate]
-    """The same less that of the part's first row at the same value, paired; of the first row, less that at its first value."""
+    """The same less that of the part's first row at the same value, paired, over the seeds that both have; of the first row, less
+    that at its first value."""
     wrong: dict[tuple[str, str], Estimate]
     """The same given another user's embedding; empty for uniform and oracle."""
     seconds: float | None
@@ -52,7 +56,7 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
     Raises:
         ArtifactError: Two fits were not judged on the same test choices.
     """
-    groups: dict[tuple[str, Any], list[Cell]] = {}
+    groups: dict[_Key, list[Cell]] = {}
     for cell in run.cells([part]):
         if cell.data == data and run.is_done(cell):
             groups.setdefault((cell.row, cell.value), []).append(cell)
@@ -61,42 +65,67 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
     first = next(iter(groups))
     sweep = run.study.parts[part].sweep
     moved = sweep is not None and sweep.moves_uniform
-    ends: dict[tuple[str, Any], tuple[str, Any]] = {}
+    frame, right = _read(run, groups)
+    means = _Means(right)
+    planned: list[tuple[_Key, int, str, str | None, tuple[str, str] | None, float | None]] = []
+    for key, group in groups.items():
+        other = (first[0], key[1])
+        base = other if key[0] != first[0] and other in groups else first
+        against = None if key == base else means.paired(key, PERSONALISED, base)
+        took = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
+        planned.append((key, len(group), means.of(key, PERSONALISED), means.of(key, "wrong_user"), against, took))
+    for end in ENDS:
+        for key, group in groups.items():
+            if (key == first or (moved and key[0] == first[0])) and all(end in made for made in right[key].values()):
+                of_end = (end, key[1] if moved else None)
+                planned.append((of_end, len(group), means.of(key, end), None, means.paired(key, end, key), None))
+    whole = Judgements(frame.user, frame.prompt, frame.seen, frame.controversial, means.share)
+    bootstrap = Bootstrap(whole, resamples=run.study.resamples, methods=tuple(means.share), measure=lambda values: values)
+    lines = []
+    for key, seeds, name, wrong, against, seconds in planned:
+        gain = {} if against is None else _estimates(bootstrap, against[0], less=against[1])
+        of_wrong = {} if wrong is None else _estimates(bootstrap, wrong)
+        lines.append(Line(*key, seeds, _estimates(bootstrap, name), gain, of_wrong, seconds))
+    return lines
+
+
+def _read(
+    run: StudyRun, groups: Mapping[_Key, Sequence[Cell]]
+) -> tuple[Judgements, dict[_Key, dict[int, dict[str, np.ndarray]]]]:
+    """What all fits were judged on, and which choices each model of each seed's fit ranked right."""
     frame: Judgements | None = None
-    share: dict[str, np.ndarray] = {}
+    right: dict[_Key, dict[int, dict[str, np.ndarray]]] = {}
     for key, group in groups.items():
         for cell in group:
             judged = read_judgements(run.folder(cell) / "judgements.parquet")
             frame = frame or judged
             if not (np.array_equal(frame.user, judged.user) and np.array_equal(frame.prompt, judged.prompt)):
                 raise ArtifactError("It was judged on other test choices.", where=str(run.folder(cell)), fix="Remove it.")
-            right = {name: correctness(margin) / len(group) for name, margin in judged.margins.items()}
-            names = {_name(key): "personalised", _name(key, WRONG): "wrong_user"}
-            if key == first or (moved and key[0] == first[0]):
-                there = {(name, key[1] if moved else None): key for name in ENDS if name in right}
-                names |= {_name(end, BESIDE): end[0] for end in there}
-                ends |= there
-            for name, source in names.items():
-                share[name] = share.get(name, 0) + right[source]
+            made = {name: correctness(margin) for name, margin in judged.margins.items()}
+            right.setdefault(key, {})[cell.seed] = made
     assert frame is not None
-    whole = Judgements(frame.user, frame.prompt, frame.seen, frame.controversial, share)
-    bootstrap = Bootstrap(whole, resamples=run.study.resamples, methods=tuple(share), measure=lambda values: values)
-    lines = []
-    for key, group in groups.items():
-        seconds = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
-        other = (first[0], key[1])
-        base = other if key[0] != first[0] and other in groups else first
-        gain = {} if key == base else _estimates(bootstrap, _name(key), less=_name(base))
-        wrong = _estimates(bootstrap, _name(key, WRONG))
-        lines.append(Line(*key, len(group), _estimates(bootstrap, _name(key)), gain, wrong, seconds))
-    for end, key in sorted(ends.items(), key=lambda item: ENDS.index(item[0][0])):
-        gain = _estimates(bootstrap, _name(end, BESIDE), less=_name(key))
-        lines.append(Line(*end, len(groups[key]), _estimates(bootstrap, _name(end, BESIDE)), gain, {}, None))
-    return lines
+    return frame, right
 
 
-def _name(key: tuple[str, Any], *more: str) -> str:
-    return repr((*key, *more))
+class _Means:
+    """Averages over seeds, choice by choice, each under a name of its own."""
+
+    def __init__(self, right: Mapping[_Key, Mapping[int, Mapping[str, np.ndarray]]]) -> None:
+        self.right = right
+        self.share: dict[str, np.ndarray] = {}
+
+    def of(self, key: _Key, source: str, seeds: Iterable[int] | None = None) -> str:
+        """The name of a model's average, by default over all seeds that there are."""
+        chosen = sorted(self.right[key] if seeds is None else seeds)
+        name = repr((key, source, chosen))
+        if name not in self.share:
+            self.share[name] = np.mean([self.right[key][seed][source] for seed in chosen], axis=0)
+        return name
+
+    def paired(self, key: _Key, source: str, base: _Key) -> tuple[str, str] | None:
+        """The names of a model's average and that of the base's own, over the seeds that both have; None if they share none."""
+        seeds = set(self.right[key]) & set(self.right[base])
+        return (self.of(key, source, seeds), self.of(base, PERSONALISED, seeds)) if seeds else None
 
 
 def _estimates(bootstrap: Bootstrap, name: str, *, less: str | None = None) -> dict[tuple[str, str], Estimate]:

@@ -126,6 +126,18 @@ def test_a_table_averages_seeds_and_pairs_the_rows(run):
     assert (lines["penchant"].seconds, lines["oracle"].seconds, lines["lore"].seeds) == (15.0, None, 2)
 
 
+def test_rows_are_paired_over_the_seeds_that_both_have(run):
+    penchant = [cell for cell in run.cells(["methods"]) if cell.data == "one" and cell.row == "penchant"]
+    for cell in penchant:
+        leave(run, cell, (0.4, 0.8)[cell.seed])
+    (first,) = [cell for cell in run.cells(["methods"], [0]) if cell.data == "one" and cell.row == "lore"]
+    (run.folder(first) / "row.json").unlink()
+    lines = {line.row: line for line in part_lines(run, "methods", "one")}
+    assert (lines["penchant"].seeds, lines["lore"].seeds) == (2, 1)
+    assert lines["penchant"].accuracy["seen", "all"].value == pytest.approx(0.6, abs=0.02)
+    assert lines["lore"].gain["seen", "all"].value == pytest.approx(0.72 - 0.8, abs=0.03), "not 0.72 - 0.6"
+
+
 def test_fits_that_were_judged_on_other_choices_are_refused(run):
     (cell, *_) = [cell for cell in run.cells(["methods"]) if cell.data == "one" and cell.row == "lore"]
     leave(run, cell, 0.7, choices=3000)
