@@ -179,16 +179,16 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
 
     total = world.users + world.unseen_users
     group = np.concatenate([random.permutation(np.arange(count) % world.groups) for count in (world.users, world.unseen_users)])
-    rows, share_P = [], np.zeros(len(pair))
+    rows, fans_P = [], np.zeros(len(pair), dtype=np.int64)  # how many seen users prefer the first of a pair
     for number, prefers_P in enumerate(_tastes_of_users(world, taste, pair, prefers_first, group)):
         rows.append(_choices(world, prefers_P, is_test, random))
         if number < world.users:
-            share_P += prefers_P / world.users
+            fans_P += prefers_P
     user = np.concatenate([np.full(len(chosen), number) for number, (chosen, _, _) in enumerate(rows)])
     at, first, split = (np.concatenate([row[part] for row in rows]) for part in range(3))
     chosen = np.where(first, pair[at, 0], pair[at, 1])
     rejected = np.where(first, pair[at, 1], pair[at, 0])
-    controversial = np.minimum(share_P, 1 - share_P) > 0.5 / world.users  # somebody seen sees it otherwise
+    controversial = (fans_P > 0) & (fans_P < world.users)
 
     texts = [_text(prompts[row // per_prompt], shows[row], names, random) for row in range(len(shows))]
     response_id = np.array([f"r{row:05d}" for row in range(len(shows))])
@@ -217,7 +217,7 @@ def generate(world: PlantedWorld) -> tuple[PreferenceDataset, PlantedTruth]:
         pa.table({name: pa.array(np.asarray(column).tolist()) for name, column in columns.items()})
         for columns in (responses, comparisons, users)
     ]
-    majority = np.maximum(share_P, 1 - share_P)[at[split == "test"]].mean()
+    majority = np.maximum(fans_P, world.users - fans_P)[at[split == "test"]].mean() / world.users
     truth = PlantedTruth(
         bayes_accuracy=1 - world.noise,
         uniform_bayes_accuracy=float(majority * (1 - world.noise) + (1 - majority) * world.noise),

@@ -6,7 +6,7 @@ the user starts from. So the graph stage's loss, `-logsigmoid(e_u . (e_chosen - 
 is that of the mean of the kinds' rewards. `methods/mixture.py` is the same idea without the graph stage, and has the source.
 
 Users who never met the same response still are of one kind: that is what helps where choices are few. A user hears of their own
-comparisons alone, so workers exchange no messages for it. Of `PreferenceLayer` it is the outside: there is no message to sum.
+comparisons alone, so workers exchange no messages for it. It has `PreferenceLayer`'s interface and sums no messages.
 
 Shapes: U users, R responses, C comparisons, K kinds (the encoder's dim).
 """
@@ -37,24 +37,24 @@ class MixtureLayer(PreferenceLayer):
 
     def forward(self, user_UD: Tensor, response_RD: Tensor, graph: Messages) -> tuple[Tensor, Tensor]:
         """See `PreferenceLayer.forward`."""
-        hidden_RD = response_RD.relu()
-        if graph.step is not None:
-            seed, step = graph.step
-            unit = torch.arange(hidden_RD.numel(), device=hidden_RD.device).view_as(hidden_RD)
-            kept = uniform(unit, seed=seed, step=step, stream=DROPOUT_STREAM) >= DROPOUT  # the same on every worker
-            hidden_RD = hidden_RD * kept / (1 - DROPOUT)
-        reward_RK = self._rewards(hidden_RD)
+        reward_RK = self._rewards(response_RD, graph.step)
         return self._posterior(user_UD, reward_RK, graph), reward_RK
 
     def forward_users(self, user_UD: Tensor, response_RD: Tensor, graph: Messages) -> Tensor:
         """See `PreferenceLayer.forward_users`."""
-        return self._posterior(user_UD, self._rewards(response_RD.relu()), graph)
+        return self._posterior(user_UD, self._rewards(response_RD), graph)
 
     def update_node(self, own_ND: Tensor, positive_ND: Tensor, negative_ND: Tensor) -> Tensor:
         """Rewards of responses under every kind; they hear nothing."""
-        return self._rewards(own_ND.relu())
+        return self._rewards(own_ND)
 
-    def _rewards(self, hidden_RD: Tensor) -> Tensor:
+    def _rewards(self, response_RD: Tensor, training_step: tuple[int, int] | None = None) -> Tensor:
+        hidden_RD = response_RD.relu()
+        if training_step is not None:
+            seed, step = training_step
+            unit = torch.arange(hidden_RD.numel(), device=hidden_RD.device).view_as(hidden_RD)
+            kept = uniform(unit, seed=seed, step=step, stream=DROPOUT_STREAM) >= DROPOUT  # the same on every worker
+            hidden_RD = hidden_RD * kept / (1 - DROPOUT)
         return self.shared(hidden_RD) + self.own(hidden_RD)
 
     def _posterior(self, user_UD: Tensor, reward_RK: Tensor, graph: Messages) -> Tensor:

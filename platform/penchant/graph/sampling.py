@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_FOLD, DROPOUT_STREAM = 14, 15  # a stream of its own
+_FOLD, DROPOUT_STREAM = 14, 15  # streams of their own, beside those of training.py
 
 
 def uniform(index: Tensor, *, seed: int, step: int, stream: int = 0) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _CHUNK_ELEMENTS = 1 << 18
-"""Elements gathered at once, as in `edge_dots`: it stays in a core's cache (measured: 9x faster than one piece)."""
+"""Elements gathered at once on a CPU, as in `edge_dots`: it stays in a core's cache (measured: 9x faster than one piece)."""
+_GPU_CHUNK_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _to_responses(edges: Edges, weight_E: Tensor, user_UD: Tensor) -> Tensor:
 
 def chunks(count: int, like_ND: Tensor) -> Iterator[slice]:
     """Slices of `count` edges, whose gathered rows, as wide as those of `like_ND`, are to be held at once."""
-    elements = _CHUNK_ELEMENTS if like_ND.device.type == "cpu" else 1 << 26
+    elements = _CHUNK_ELEMENTS if like_ND.device.type == "cpu" else _GPU_CHUNK_ELEMENTS
     step = max(1, elements // max(1, like_ND.shape[1]))
     for start in range(0, count, step):
         yield slice(start, start + step)

@@ -1,12 +1,12 @@
 """From fits to tables: accuracy over seeds, with intervals and paired differences.
 
-Every fit of a data set is judged on the same test choices. So a row's correctness is averaged over its seeds choice by choice,
-and all rows of a part are resampled together: users and prompts, as in one fit's evaluation (`evaluation.metrics.Bootstrap`).
+Every fit of a data set is judged on the same test choices. So all fits of a part are resampled together, users and prompts, as
+in one fit's evaluation (`evaluation.metrics.Bootstrap`), and a row is the mean of its seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from penchant.evaluation.metrics import Bootstrap, correctness, interval
 from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import ENDS, Cell
 
-PERSONALISED = "personalised"
+PERSONALISED, WRONG = "personalised", "wrong_user"
 _Key = tuple[str, Any]
 """A row and its value of the sweep."""
 
@@ -65,74 +65,68 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
     first = next(iter(groups))
     sweep = run.study.parts[part].sweep
     moved = sweep is not None and sweep.moves_uniform
-    frame, right = _read(run, groups)
-    means = _Means(right)
-    planned: list[tuple[_Key, int, str, str | None, tuple[str, str] | None, float | None]] = []
+    beside = [key for key in groups if key == first or (moved and key[0] == first[0])]
+    sources = {key: (PERSONALISED, WRONG, *(ENDS if key in beside else ())) for key in groups}
+    draws = _Draws(run, groups, sources)
+    lines = []
     for key, group in groups.items():
         other = (first[0], key[1])
         base = other if key[0] != first[0] and other in groups else first
-        against = None if key == base else means.paired(key, PERSONALISED, base)
-        took = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
-        planned.append((key, len(group), means.of(key, PERSONALISED), means.of(key, "wrong_user"), against, took))
+        gain = {} if key == base else draws.difference(key, PERSONALISED, base)
+        seconds = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
+        lines.append(Line(*key, len(group), draws.mean(key, PERSONALISED), gain, draws.mean(key, WRONG), seconds))
     for end in ENDS:
-        for key, group in groups.items():
-            if (key == first or (moved and key[0] == first[0])) and all(end in made for made in right[key].values()):
-                of_end = (end, key[1] if moved else None)
-                planned.append((of_end, len(group), means.of(key, end), None, means.paired(key, end, key), None))
-    whole = Judgements(frame.user, frame.prompt, frame.seen, frame.controversial, means.share)
-    bootstrap = Bootstrap(whole, resamples=run.study.resamples, methods=tuple(means.share), measure=lambda values: values)
-    lines = []
-    for key, seeds, name, wrong, against, seconds in planned:
-        gain = {} if against is None else _estimates(bootstrap, against[0], less=against[1])
-        of_wrong = {} if wrong is None else _estimates(bootstrap, wrong)
-        lines.append(Line(*key, seeds, _estimates(bootstrap, name), gain, of_wrong, seconds))
+        for key in beside:
+            accuracy = draws.mean(key, end)
+            if accuracy:
+                value = key[1] if moved else None
+                lines.append(Line(end, value, len(groups[key]), accuracy, draws.difference(key, end, key), {}, None))
     return lines
 
 
-def _read(
-    run: StudyRun, groups: Mapping[_Key, Sequence[Cell]]
-) -> tuple[Judgements, dict[_Key, dict[int, dict[str, np.ndarray]]]]:
-    """What all fits were judged on, and which choices each model of each seed's fit ranked right."""
-    frame: Judgements | None = None
-    right: dict[_Key, dict[int, dict[str, np.ndarray]]] = {}
-    for key, group in groups.items():
-        for cell in group:
-            judged = read_judgements(run.folder(cell) / "judgements.parquet")
-            frame = frame or judged
-            if not (np.array_equal(frame.user, judged.user) and np.array_equal(frame.prompt, judged.prompt)):
-                raise ArtifactError("It was judged on other test choices.", where=str(run.folder(cell)), fix="Remove it.")
-            made = {name: correctness(margin) for name, margin in judged.margins.items()}
-            right.setdefault(key, {})[cell.seed] = made
-    assert frame is not None
-    return frame, right
+class _Draws:
+    """The fits of a part on the same resampled users and prompts. A share is a mean, so those of seeds are averaged draw by draw.
+
+    Args:
+        sources: The models that are wanted of each group's fits; one that a fit has not is left out.
+    """
+
+    def __init__(self, run: StudyRun, groups: Mapping[_Key, Sequence[Cell]], sources: Mapping[_Key, Sequence[str]]) -> None:
+        self.seeds = {key: {cell.seed for cell in group} for key, group in groups.items()}
+        frame: Judgements | None = None
+        share: dict[str, np.ndarray] = {}
+        for key, group in groups.items():
+            for cell in group:
+                judged = read_judgements(run.folder(cell) / "judgements.parquet")
+                frame = frame or judged
+                if not (np.array_equal(frame.user, judged.user) and np.array_equal(frame.prompt, judged.prompt)):
+                    raise ArtifactError("It was judged on other test choices.", where=str(run.folder(cell)), fix="Remove it.")
+                there = [source for source in sources[key] if source in judged.margins]
+                share |= {_name(key, source, cell.seed): correctness(judged.margins[source]) for source in there}
+        assert frame is not None
+        whole = Judgements(frame.user, frame.prompt, frame.seen, frame.controversial, share)
+        self.bootstrap = Bootstrap(whole, resamples=run.study.resamples, methods=tuple(share), measure=lambda values: values)
+        self.names = set(share)
+
+    def mean(self, key: _Key, source: str) -> dict[tuple[str, str], Estimate]:
+        """A model's share by (cohort, kind), over its seeds."""
+        return self._estimates([(1, key, source)], self.seeds[key])
+
+    def difference(self, key: _Key, source: str, base: _Key) -> dict[tuple[str, str], Estimate]:
+        """A model's share less that of the base's own, over the seeds that both have."""
+        return self._estimates([(1, key, source), (-1, base, PERSONALISED)], self.seeds[key] & self.seeds[base])
+
+    def _estimates(self, terms: Sequence[tuple[int, _Key, str]], seeds: Set[int]) -> dict[tuple[str, str], Estimate]:
+        signed = [(sign / len(seeds), _name(key, source, seed)) for sign, key, source in terms for seed in sorted(seeds)]
+        if not signed or not {name for _, name in signed} <= self.names:
+            return {}
+        found = {}
+        for cell in self.bootstrap.cells:
+            value = sum(weight * self.bootstrap.value[name, *cell] for weight, name in signed)
+            drawn = sum(weight * self.bootstrap.resampled[name, *cell] for weight, name in signed)
+            found[cell] = Estimate(value, *interval(np.asarray(drawn)))
+        return found
 
 
-class _Means:
-    """Averages over seeds, choice by choice, each under a name of its own."""
-
-    def __init__(self, right: Mapping[_Key, Mapping[int, Mapping[str, np.ndarray]]]) -> None:
-        self.right = right
-        self.share: dict[str, np.ndarray] = {}
-
-    def of(self, key: _Key, source: str, seeds: Iterable[int] | None = None) -> str:
-        """The name of a model's average, by default over all seeds that there are."""
-        chosen = sorted(self.right[key] if seeds is None else seeds)
-        name = repr((key, source, chosen))
-        if name not in self.share:
-            self.share[name] = np.mean([self.right[key][seed][source] for seed in chosen], axis=0)
-        return name
-
-    def paired(self, key: _Key, source: str, base: _Key) -> tuple[str, str] | None:
-        """The names of a model's average and that of the base's own, over the seeds that both have; None if they share none."""
-        seeds = set(self.right[key]) & set(self.right[base])
-        return (self.of(key, source, seeds), self.of(base, PERSONALISED, seeds)) if seeds else None
-
-
-def _estimates(bootstrap: Bootstrap, name: str, *, less: str | None = None) -> dict[tuple[str, str], Estimate]:
-    found = {}
-    for cell in bootstrap.cells:
-        value, drawn = bootstrap.value[name, *cell], bootstrap.resampled[name, *cell]
-        if less is not None:
-            value, drawn = value - bootstrap.value[less, *cell], drawn - bootstrap.resampled[less, *cell]
-        found[cell] = Estimate(value, *interval(drawn))
-    return found
+def _name(key: _Key, source: str, seed: int) -> str:
+    return repr((*key, source, seed))
