@@ -119,7 +119,7 @@ def _points(lines: list[Line], cohort: str, label: Callable[[Line], str]) -> dic
 def _share(estimate: Estimate | None, *, signed: bool = False) -> str:
     if estimate is None:
         return ""
-    value, low, high = (100 * number for number in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (round(100 * number, 1) + 0.0 for number in (estimate.value, estimate.low, estimate.high))  # no -0.0
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]" if signed else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
