@@ -31,6 +31,8 @@ def ready(bundle: str) -> Path:
     """A bundle's folder; that of `make demo` is made if it is not there."""
     if bundle == "runs/demo/bundle" and not Path(bundle).exists():
         subprocess.run([sys.executable, "-m", "penchant.cli", "demo"], check=True)
+    if not (Path(bundle) / "manifest.json").is_file():
+        raise argparse.ArgumentTypeError(f"there is no bundle in {bundle}: penchant fit writes one to OUT/bundle")
     return Path(bundle)
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from _data import DEMO, tables
 from _report import report
 from rich.console import Console
 from rich.progress import track
@@ -21,7 +22,6 @@ from penchant.backbone.loading import load_backbone
 from penchant.backbone.reading import TextReader, trainable_part
 from penchant.config import load_settings
 from penchant.data import PreferenceDataset
-from penchant.data.planted import PlantedWorld, save_planted
 from penchant.evaluation.evaluate import Evaluator
 from penchant.evaluation.experts import expert_choice
 from penchant.evaluation.judgements import Judgements
@@ -39,13 +39,11 @@ from penchant.scoring.tables import ExpertTable, FrozenTable
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("runs/demo-data"))
+    parser.add_argument("--data", type=tables, default=DEMO)
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the experts, instead of the run's")
     arguments = parser.parse_args()
-    if not arguments.data.exists() and arguments.data == parser.get_default("data"):
-        save_planted(PlantedWorld(), arguments.data)
     config = arguments.run / "config.yaml"
     settings = load_settings(FitSettings, config if config.is_file() else None)
     # A run without experts (the demo's) gets the default ones here.

@@ -14,13 +14,13 @@ import argparse
 import time
 from pathlib import Path
 
+from _data import DEMO, tables
 from _report import report
 from rich.console import Console
 
 from penchant.cli.tune import parse_seconds, show_trials
 from penchant.config import load_settings
 from penchant.data import PreferenceDataset
-from penchant.data.planted import PlantedWorld, save_planted
 from penchant.evaluation.evaluate import Evaluator
 from penchant.evaluation.judgements import Judgements
 from penchant.evaluation.metrics import Bootstrap, interval
@@ -37,7 +37,7 @@ console = Console(width=150)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("runs/demo-data"))
+    parser.add_argument("--data", type=tables, default=DEMO)
     parser.add_argument("--space", default="tune/depth-experts.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/sweep"))
     parser.add_argument("--trials", type=int)
@@ -47,8 +47,6 @@ def main() -> None:
     parser.add_argument("--sweep-only", action="store_true", help="leave the two fits out")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    if not arguments.data.exists() and arguments.data == parser.get_default("data"):
-        save_planted(PlantedWorld(), arguments.data)
     dataset = PreferenceDataset.load(arguments.data)
     space = load_space(arguments.space)
     base = base_settings(space, arguments.config, arguments.overrides, where=arguments.space)

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from penchant.config import load_settings
+from penchant.graph.config import default_candidates
 from penchant.reward.experts import mole_config
+from penchant.runtime.study.settings import StudySettings
 from penchant.runtime.training.config import FitSettings
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PARAMETERS = {"google/gemma-2b-it": 1_981_884_416, "google/gemma-7b-it": 7_751_248_896}
 """Without the embedding (arXiv 2403.08295, table 2)."""
 
@@ -32,6 +35,15 @@ def test_copl_has_a_route_for_each_user_and_a_linear_head(path):
 def test_there_are_recipes():
     assert {path.stem for path in COPL} == {"copl-paper", "copl-gemma-2b", "copl-gemma-7b"}
     assert "mixture" in {path.stem for path in RECIPES}
+
+
+def test_the_recipe_with_a_mixture_adds_it_to_what_is_tried_anyway():
+    recipe = load_settings(FitSettings, ROOT / "recipes" / "mixture.yaml")
+    candidates = dict(recipe.graph.candidates)
+    added = candidates.pop("mixture")
+    assert candidates == default_candidates()
+    study = load_settings(StudySettings, ROOT / "study" / "frozen.yaml").parts["graph"].rows["penchant, a mixture too"].settings
+    assert load_settings(FitSettings, values=study).graph.candidates == {**default_candidates(), "mixture": added}
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if "gemma" in path.stem], ids=lambda path: path.stem)
