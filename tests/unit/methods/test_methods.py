@@ -199,7 +199,9 @@ def test_pal_a_is_a_distance_from_the_ideal_point():
     scores = method(text_NF, method.vectors(method.user_rows[:4]))
     for row in range(4):
         point = layers(method.project, functional.softmax(method.user_rows[row], 0) @ method.prototype_KF)
-        assert float(scores[row].detach()) == pytest.approx(-float((layers(method.project, text_NF[row]) - point).norm() ** 2), rel=1e-4)
+        assert float(scores[row].detach()) == pytest.approx(
+            -float((layers(method.project, text_NF[row]) - point).norm() ** 2), rel=1e-4
+        )
 
 
 def test_pal_b_reads_the_prompt():
