@@ -52,8 +52,8 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 	@for benchmark in $(filter-out %/rating_peers.py,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$benchmark || exit 1; done
 
 .PHONY: study
-study: $(STAMP)  ## Run the fits that the study lacks and write docs/results.md; STUDY_DATA="--data alpaca-p4=FOLDER ..."
-	$(BIN)/penchant study study/frozen.yaml $(STUDY_DATA)
+study: $(STAMP)  ## Run the fits that runs/study lacks (hours) and write docs/results.md; STUDY_DATA="--data alpaca-p4=FOLDER ..."
+	$(BIN)/penchant study study/frozen.yaml --page docs/results.md $(STUDY_DATA)
 
 .PHONY: docs
 docs: $(STAMP)  ## Build the documentation, strictly: build/docs/index.html

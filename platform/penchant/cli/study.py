@@ -22,7 +22,7 @@ def study(
         list[str] | None, typer.Option("--data", metavar="NAME=FOLDER", help="Where a data set of the study is; several.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the fits; give the same again to go on.")] = Path("runs/study"),
-    page: Annotated[Path, typer.Option(help="Markdown page of the tables.")] = Path("docs/results.md"),
+    page: Annotated[Path | None, typer.Option(help="Markdown page of the tables; by default results.md in --out.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="Run this part alone; several.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Run the fits with this seed alone; several.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Say what is done and what is missing, and run nothing.")] = False,
@@ -46,6 +46,7 @@ def study(
     from penchant.runtime.study.running import StudyRun
     from penchant.runtime.study.settings import StudySettings
 
+    page = page or out / "results.md"
     run = StudyRun.open(load_settings(StudySettings, file), out, dict(map(_folder, data or [])))
     if listing:
         _list(run)

@@ -1,6 +1,7 @@
 """Planted troubles: a data set whose training choices were changed on purpose, while its test choices stay what they are.
 
-What is changed is every user's train comparisons, also those that unseen users are onboarded from; validation is left alone.
+What is changed is what is learnt from: seen users' train comparisons, and the train and valid ones of unseen users, who are
+onboarded from both. Seen users' valid comparisons, by which models are chosen, are left alone.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from penchant.errors import DataError
 
 
 class ChangeSettings(Settings):
-    """What is done to the training choices, in this order."""
+    """What is done to the comparisons that are learnt from, in this order."""
 
     keep: int | None = Field(None, ge=1)
-    """Train comparisons that a user keeps at most, drawn at random."""
+    """Comparisons that a user keeps at most, drawn at random."""
     skew: float | None = Field(None, ge=0)
-    """Half of the train comparisons are kept, of popular prompts rather than others: the k-th most popular prompt (in an order
+    """Half of the comparisons are kept, of popular prompts rather than others: the k-th most popular prompt (in an order
     drawn at random) with a weight of k ** -skew. 0 keeps a half at random, to compare with. Everybody keeps one at least."""
     drift: float = Field(0.0, ge=0, le=1)
-    """Share of users whose taste was another one before: the first half of their train comparisons is replaced by that of a
-    user of another group."""
+    """Share of users whose taste was another one before: the first half of their comparisons is replaced by that of a user of
+    another group."""
     flip: float = Field(0.0, ge=0, le=1)
-    """Share of the train choices that are turned around."""
+    """Share of the choices that are turned around."""
     adversaries: float = Field(0.0, ge=0)
     """Accounts that are added, as a share of the seen users: each has a seen user's train comparisons, all turned around."""
 
@@ -42,46 +43,46 @@ def change_choices(dataset: PreferenceDataset, settings: ChangeSettings, *, seed
     random = np.random.default_rng(seed)
     tables = dataset.tables()
     comparisons, users = tables["comparisons"], tables["users"]
+    unseen = set(dataset.user_ids[~dataset.seen])
     if settings.keep is not None or settings.skew is not None:
-        comparisons = comparisons.filter(_kept(comparisons, settings, random))
+        comparisons = comparisons.filter(_kept(comparisons, _learnt_from(comparisons, unseen), settings, random))
     if settings.drift:
-        comparisons = _drifted(comparisons, users, settings.drift, random)
+        comparisons = _drifted(comparisons, _learnt_from(comparisons, unseen), users, settings.drift, random)
     if settings.flip:
-        train = np.flatnonzero(_is_train(comparisons))
-        comparisons = _turned(comparisons, random.permutation(train)[: round(settings.flip * len(train))])
+        rows = np.flatnonzero(_learnt_from(comparisons, unseen))
+        comparisons = _turned(comparisons, random.permutation(rows)[: round(settings.flip * len(rows))])
     if settings.adversaries:
         comparisons, users = _with_adversaries(comparisons, users, settings.adversaries, random)
     return PreferenceDataset.from_tables(responses=tables["responses"], comparisons=comparisons, users=users)
 
 
-def _kept(comparisons: pa.Table, settings: ChangeSettings, random: np.random.Generator) -> pa.Array:
+def _kept(comparisons: pa.Table, learnt: np.ndarray, settings: ChangeSettings, random: np.random.Generator) -> pa.Array:
     """Mask of the comparisons that stay."""
-    train, user = _is_train(comparisons), _codes(comparisons, "user_id")
+    user = _codes(comparisons, "user_id")
     # Drawn without replacement, by weight: the largest keys of u ** (1 / weight) (Efraimidis and Spirakis, 2006), in logarithms.
-    key = np.log(random.random(len(train)))
+    key = np.log(random.random(len(learnt)))
     if settings.skew is not None:
         prompt = _codes(comparisons, "prompt_id")
         key /= (1.0 + random.permutation(prompt.max() + 1))[prompt] ** -settings.skew
-    key[~train] = -np.inf
+    key[~learnt] = -np.inf
     order = np.lexsort((-key, user))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order)) - np.searchsorted(user[order], user[order])
-    kept = train.copy()
+    kept = learnt.copy()
     if settings.skew is not None:
-        kept &= (key >= np.median(key[train])) | (rank == 0)
+        kept &= (key >= np.median(key[learnt])) | (rank == 0)
     if settings.keep is not None:
         kept &= rank < settings.keep
-    return pa.array(kept | ~train)
+    return pa.array(kept | ~learnt)
 
 
-def _drifted(comparisons: pa.Table, users: pa.Table, share: float, random: np.random.Generator) -> pa.Table:
+def _drifted(comparisons: pa.Table, learnt: np.ndarray, users: pa.Table, share: float, random: np.random.Generator) -> pa.Table:
     if "group" not in users.column_names or users["group"].null_count:
         raise DataError("Tastes can only drift where the users' groups are known.", where="users", fix="Leave change.drift out.")
     ids, group = users["user_id"].to_pylist(), np.array(users["group"].to_pylist(), dtype=object)
     user = np.array(comparisons["user_id"].to_pylist(), dtype=object)
-    train = np.flatnonzero(_is_train(comparisons))
     rows: dict[str, list[int]] = {}
-    for row in train:
+    for row in np.flatnonzero(learnt):
         rows.setdefault(user[row], []).append(int(row))
     halves = {name: own[: len(own) // 2] for name, own in rows.items()}
     source = np.arange(len(user))
@@ -97,7 +98,8 @@ def _drifted(comparisons: pa.Table, users: pa.Table, share: float, random: np.ra
         dropped[early[len(former) :]] = True
     # The user stays; what they were asked and answered is the other's.
     taken = comparisons.take(pa.array(source))
-    taken = taken.set_column(taken.column_names.index("user_id"), "user_id", comparisons["user_id"])
+    for name in ("user_id", "split"):
+        taken = taken.set_column(taken.column_names.index(name), name, comparisons[name])
     return taken.filter(pa.array(~dropped))
 
 
@@ -108,9 +110,8 @@ def _with_adversaries(
     copied = users.take(pa.array(random.choice(seen, round(share * len(seen)))))
     names = pa.array([f"adversary-{number:06d}" for number in range(len(copied))])
     column = np.array(comparisons["user_id"].to_pylist(), dtype=object)
-    train = np.flatnonzero(_is_train(comparisons))
     rows: dict[str, list[int]] = {}
-    for row in train:
+    for row in np.flatnonzero(_in_split(comparisons, "train")):
         rows.setdefault(column[row], []).append(int(row))
     theirs = [
         (name, row)
@@ -137,8 +138,14 @@ def _turned(comparisons: pa.Table, rows: np.ndarray) -> pa.Table:
     return comparisons
 
 
-def _is_train(comparisons: pa.Table) -> np.ndarray:
-    return np.array(comparisons["split"].to_pylist(), dtype=object) == "train"
+def _learnt_from(comparisons: pa.Table, unseen: set[str]) -> np.ndarray:
+    """Mask of the comparisons that a model is trained on, or an unseen user onboarded from."""
+    is_unseen = np.array([user in unseen for user in comparisons["user_id"].to_pylist()])
+    return _in_split(comparisons, "train") | (_in_split(comparisons, "valid") & is_unseen)
+
+
+def _in_split(comparisons: pa.Table, split: str) -> np.ndarray:
+    return np.array(comparisons["split"].to_pylist(), dtype=object) == split
 
 
 def _codes(table: pa.Table, column: str) -> np.ndarray:

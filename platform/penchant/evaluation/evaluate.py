@@ -109,10 +109,10 @@ class TableEvaluator:
         return np.where(users.known_U[test.user], self._margin(name, test, users.embedding_UD[test.user]), uniform_C)
 
     def _wrong_users(self, users: EmbeddedUsers) -> np.ndarray:
-        """For each user a random other one with an embedding: of another group where groups are known."""
+        """For each user a random other one with an embedding and test comparisons: of another group where groups are known."""
         dataset = self.dataset
-        pool = np.flatnonzero(users.known_U)
         everyone = np.arange(len(dataset.user_ids))
+        pool = np.flatnonzero(users.known_U & np.isin(everyone, self.test.user))  # added accounts are nobody's other taste
         if len(pool) < 2:
             return everyone
         wrong = self.random.choice(pool, len(everyone))

@@ -118,8 +118,15 @@ class RewardTrainer:
         drawn = torch.randint(len(self.train_rows), (self.settings.batch_size,), generator=generator)
         return self.train_rows[drawn[self.rank :: self.world_size].to(self.device)]
 
+    def _seed(self, seed: int) -> None:
+        """`torch.manual_seed` for this device alone: that writes a stack trace for each kind that is not there, at every step."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
     def _margin(self, name: str, model: torch.nn.Module, rows: Tensor) -> Tensor:
-        features = self._features(name)[self.comparisons[:, rows].flatten()]
+        features = self._features(name).index_select(0, self.comparisons[:, rows].flatten())
         known = self.users[name]
         users = None
         if known is not None:
@@ -143,7 +150,7 @@ class RewardTrainer:
         for name, model in self.wrapped.items():
             model.train()
             # Dropout too is fixed by (seed, step, rank), so that a resumed run repeats an uninterrupted one.
-            torch.manual_seed((self.settings.seed * 1_000_003 + self.step_number) * 4_096 + self.rank)
+            self._seed((self.settings.seed * 1_000_003 + self.step_number) * 4_096 + self.rank)
             # Data-parallel training averages gradients over workers: scale so that the mean is over the whole batch.
             loss = self._loss(name, model, rows) * self.world_size / self.settings.batch_size
             self.optimizers[name].zero_grad(set_to_none=True)

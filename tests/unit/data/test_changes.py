@@ -13,6 +13,12 @@ def rows(dataset, split):
     return [row[:4] for row in zip(*columns, strict=True) if row[4] == split]
 
 
+def learnt(dataset):
+    """Rows that a model is trained on, or an unseen user onboarded from."""
+    unseen = set(dataset.user_ids[~dataset.seen])
+    return rows(dataset, "train") + [row for row in rows(dataset, "valid") if row[0] in unseen]
+
+
 def changed(planted, **values):
     return change_choices(planted[0], ChangeSettings(**values), seed=1)
 
@@ -22,10 +28,23 @@ def changed(planted, **values):
     [{"keep": 3}, {"skew": 1.0}, {"flip": 0.3}, {"adversaries": 0.5}, {"drift": 0.5}],
     ids=lambda values: next(iter(values)),
 )
-def test_test_choices_are_untouched_and_the_same_seed_changes_the_same(planted, values):
+def test_what_models_are_chosen_and_judged_by_is_untouched_and_the_same_seed_changes_the_same(planted, values):
     first, second = (changed(planted, **values) for _ in range(2))
     assert rows(first, "test") == rows(planted[0], "test")
-    assert rows(first, "train") == rows(second, "train") != rows(planted[0], "train")
+    seen = set(planted[0].user_ids[planted[0].seen])
+    kept, before = ([row for row in rows(dataset, "valid") if row[0] in seen] for dataset in (first, planted[0]))
+    assert kept == before
+    assert learnt(first) == learnt(second) != learnt(planted[0])
+
+
+@pytest.mark.parametrize("values", [{"keep": 3}, {"skew": 1.0}, {"flip": 1.0}], ids=lambda values: next(iter(values)))
+def test_unseen_users_are_onboarded_from_changed_choices_alone(planted, values):
+    unseen = set(planted[0].user_ids[~planted[0].seen])
+    before, after = (
+        [row for row in rows(dataset, "valid") if row[0] in unseen] for dataset in (planted[0], changed(planted, **values))
+    )
+    assert before
+    assert before != after
 
 
 def test_nothing_changes_nothing(planted):
@@ -34,14 +53,14 @@ def test_nothing_changes_nothing(planted):
 
 def test_keeps_so_many_of_each_user(planted):
     counts = {}
-    for user, *_ in rows(changed(planted, keep=3), "train"):
+    for user, *_ in learnt(changed(planted, keep=3)):
         counts[user] = counts.get(user, 0) + 1
     assert set(counts.values()) == {3}
     assert len(counts) == len(planted[0].user_ids)
 
 
 def test_turns_so_many_choices_around(planted):
-    before, after = rows(planted[0], "train"), rows(changed(planted, flip=0.25), "train")
+    before, after = learnt(planted[0]), learnt(changed(planted, flip=0.25))
     turned = [one != other for one, other in zip(before, after, strict=True)]
     assert sum(turned) == round(0.25 * len(before))
     assert all(one[2:] == other[:1:-1] for one, other, is_turned in zip(before, after, turned, strict=True) if is_turned)
@@ -59,13 +78,13 @@ def test_adversaries_are_accounts_that_turn_a_users_choices_around(planted):
 
 def test_skew_crowds_the_choices_on_few_prompts(planted):
     def most(skew):
-        kept = rows(changed(planted, skew=skew), "train")
+        kept = learnt(changed(planted, skew=skew))
         assert len({row[0] for row in kept}) == len(planted[0].user_ids), "everybody keeps one"
         _, count = np.unique([row[1] for row in kept], return_counts=True)
         return len(kept), np.sort(count)[-5:].sum()
 
     even, crowded = most(0.0), most(3.0)
-    assert even[0] == pytest.approx(len(rows(planted[0], "train")) / 2, rel=0.05)
+    assert even[0] == pytest.approx(len(learnt(planted[0])) / 2, rel=0.05)
     assert crowded[1] > 1.3 * even[1]
 
 
@@ -73,11 +92,11 @@ def test_drifted_users_have_choices_of_another_group_first(planted):
     dataset = planted[0]
     group = dict(zip(dataset.user_ids, dataset.group, strict=True))
     owner = {}
-    for user, *choice in rows(dataset, "train"):
+    for user, *choice in learnt(dataset):
         owner.setdefault(tuple(choice), set()).add(group[user])
     before, after = ({} for _ in range(2))
     for found, source in ((before, dataset), (after, changed(planted, drift=1.0))):
-        for user, *choice in rows(source, "train"):
+        for user, *choice in learnt(source):
             found.setdefault(user, []).append(tuple(choice))
     for user, own in after.items():
         half = len(before[user]) // 2

@@ -32,6 +32,13 @@ def test_wrong_user_is_of_another_group(evaluator, planted):
     assert (group[wrong] != group).all()
 
 
+def test_wrong_user_is_one_who_is_judged(evaluator, planted):
+    judged = np.arange(0, len(planted[0].user_ids), 2)
+    evaluator.test = evaluator.test.take(np.isin(evaluator.test.user, judged))
+    wrong = evaluator._wrong_users(evaluator.users())
+    assert np.isin(wrong, judged).all()
+
+
 def test_unseen_users_are_embedded_from_their_train_and_valid_rows_alone(evaluator, planted):
     dataset = planted[0]
     assert set(np.unique(evaluator._onboarding.split)) <= {0, 1}

@@ -70,8 +70,10 @@ def make_app(service: Service) -> FastAPI:
     _add_probes(app, service)
     _add_endpoints(app, service)
     add_chat(app, service, _allowed(service, "score", "admin"))
-    if settings.playground and settings.bundle is not None:
-        _add_playground(app, service)
+    if settings.bundle is not None:
+        _add_bundle(app, service)
+        if settings.playground:
+            _add_playground(app)
     return app
 
 
@@ -257,7 +259,17 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(service.measures.text(), media_type="text/plain; version=0.0.4")
 
 
-def _add_playground(app: FastAPI, service: Service) -> None:
+def _add_bundle(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/bundle", responses=_REFUSALS, tags=["operation"])
+    async def bundle(key: Annotated[KeyRecord, _allowed(service, "score", "onboard", "admin")]) -> dict[str, Any]:
+        """What the bundle is: its name, some of its users on the map, and texts to try it on."""
+        described = await service.scorer.describe()
+        if key.tenant != service.settings.tenant:
+            described |= {"map": [{"x": point["x"], "y": point["y"]} for point in described["map"]]}
+        return described
+
+
+def _add_playground(app: FastAPI) -> None:
     folder = files("penchant.runtime.serving") / "playground"
 
     @app.get("/", include_in_schema=False)
@@ -272,14 +284,6 @@ def _add_playground(app: FastAPI, service: Service) -> None:
         if name not in kinds:
             raise Refusal(404, "There is no such file.", where=name[:80], fix="See /.")
         return Response((folder / name).read_text("utf-8"), media_type=kinds[name])
-
-    @app.get("/v1/bundle", responses=_REFUSALS, tags=["operation"])
-    async def bundle(key: Annotated[KeyRecord, _allowed(service, "score", "onboard", "admin")]) -> dict[str, Any]:
-        """What the bundle is: its name, some of its users on the map, and texts to try it on."""
-        described = await service.scorer.describe()
-        if key.tenant != service.settings.tenant:
-            described |= {"map": [{"x": point["x"], "y": point["y"]} for point in described["map"]]}
-        return described
 
 
 def _timing(model_seconds: float) -> str:

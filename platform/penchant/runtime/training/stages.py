@@ -368,10 +368,10 @@ class Stages:
         return read_experts(self.run.stage("experts"), settings) if settings.num_experts else None
 
     def _choose_onboarding(self, parts: BundleParts, features: torch.Tensor) -> tuple[OnboardingSettings, dict[str, float]]:
-        """By unseen users' own choices, each held out in turn; where there are no such users, by seen users' valid choices."""
+        """By unseen users' own choices, each held out in turn; where none has two of them, by seen users' valid choices."""
         dataset, settings = self.dataset, self.settings.onboarding
         unseen = dataset.select(split=("train", "valid"), cohort="unseen")
-        if len(unseen):
+        if len(unseen) and np.bincount(unseen.user).max() > 1:
             users, user = np.unique(unseen.user, return_inverse=True)
             rounds = cross_fitted(Comparisons(user, unseen.chosen, unseen.rejected), folds=4)
         else:
