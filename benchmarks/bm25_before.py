@@ -5,6 +5,7 @@
 Both give the four best items before each item the same scores.
 """
 
+import argparse
 import time
 
 import bm25s
@@ -44,6 +45,7 @@ def index_each(texts: list[str]) -> list[np.ndarray]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = []
     for items in (50, 100, 200, 400):
         texts = history(items)

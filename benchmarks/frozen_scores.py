@@ -9,6 +9,7 @@ and texts have been asked for before; every round draws other pairs of them, in 
 and the figures are medians.
 """
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -141,6 +142,7 @@ def fresh(text: str) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random = np.random.default_rng(0)

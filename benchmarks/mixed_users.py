@@ -10,6 +10,7 @@ have together: 64 users' adapters in one batch (`adapter_names=`), and one adapt
 turns within one run, on other texts and users every round. Figures are medians, ratios medians of the rounds' own.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -111,6 +112,7 @@ def measure(settings: ExpertSettings) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = []
     for name, settings in SETTINGS.items():
         seconds = measure(settings)

@@ -6,6 +6,7 @@ The dense peer scores every seen user on the new user's comparisons and keeps th
 product over all users for each new one. Both give the same embedding where no response is over the cap on neighbours.
 """
 
+import argparse
 import time
 
 import numpy as np
@@ -35,6 +36,7 @@ def dense(user_UD, response_RD, chose, chosen, rejected, temperature):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows, notes = [], []
     for users in (10_000, 1_000_000):
         random = np.random.default_rng(0)

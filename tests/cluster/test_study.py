@@ -7,8 +7,9 @@ from rich.console import Console
 
 from penchant.artifacts import read_json
 from penchant.config import validate_settings
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, DataError
 from penchant.evaluation.judgements import read_judgements
+from penchant.methods.registry import METHODS
 from penchant.runtime.cluster import start_ray
 from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import StudySettings
@@ -43,7 +44,7 @@ def open_study(tiny_backbone, folder, **rows):
     return StudyRun.open(validate_settings(StudySettings, values), folder, {})
 
 
-def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(cluster, tiny_backbone, tmp_path):
+def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(cluster, tiny_backbone, tmp_path, monkeypatch):
     rows = {"penchant": {}, "lore": {"settings": {"method": "lore"}}}
     beside = open_study(tiny_backbone, tmp_path / "beside", **rows)
     console = Console(record=True, width=200)
@@ -61,8 +62,29 @@ def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(clus
     assert read_json(beside.folder(cell) / "row.json")["seconds"] > 0
 
     rows |= {"too many": {"settings": {"experts": {"num_experts": 500}}}, "vpl": {"settings": {"method": "vpl"}}}
+    rows |= {"no such change": {"change": {"drift": 0.5}}}
     wrong = open_study(tiny_backbone, tmp_path / "beside", **rows)
-    (mistake,) = wrong.run(Console(quiet=True), at_once=2)
+    monkeypatch.setattr("penchant.runtime.study.running.change_choices", refuse_drift)
+    unchanged, mistake = sorted(wrong.run(Console(quiet=True), at_once=2), key=lambda error: type(error).__name__)[::-1]
     assert isinstance(mistake, ConfigError)
     assert "500 experts" in str(mistake)
-    assert {cell.row for cell in wrong.cells() if not wrong.is_done(cell)} == {"too many"}
+    assert isinstance(unchanged, DataError)
+    assert {cell.row for cell in wrong.cells() if not wrong.is_done(cell)} == {"too many", "no such change"}
+
+
+def refuse_drift(dataset, change, *, seed):
+    if change.drift:
+        raise DataError("No groups.")
+    return dataset
+
+
+def test_every_method_is_fitted_and_judged(cluster, tiny_backbone, tmp_path):
+    rows = {f"{name} row": {"settings": {"method": name}} for name in METHODS if name != "penchant"}
+    rows |= {"one kind": {"settings": {"method": {"name": "mixture", "kinds": 1}}}}  # a vector of one number has no map
+    every = open_study(tiny_backbone, tmp_path / "every", **rows)
+    assert every.run(Console(quiet=True), at_once=2) == []
+    assert all(every.is_done(cell) for cell in every.cells())
+    nobody = read_judgements(
+        every.folder(next(cell for cell in every.cells() if cell.row == "uniform row")) / "judgements.parquet"
+    )
+    np.testing.assert_allclose(nobody.margins["personalised"], nobody.margins["uniform"], atol=1e-6)

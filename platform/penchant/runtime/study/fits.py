@@ -57,15 +57,15 @@ def places() -> int:
 
 
 def fit_side_by_side(
-    works: Iterable[tuple[Fit, PreferenceDataset]], *, at_once: int, keep: bool
+    works: Iterable[tuple[Fit, PreferenceDataset | PenchantError]], *, at_once: int, keep: bool
 ) -> Iterator[tuple[Fit, str | PenchantError]]:
     """Makes the fits on the cluster that was joined. `works` is drawn from as there is room.
 
     Every node has to see the folders of the fits.
 
     Yields:
-        Each fit that has ended: with how well it does, or with what it raised; a `TrainingError` where it ended without a
-        word, for want of memory for instance.
+        Each fit that has ended: with how well it does, or with what it or its data raised; a `TrainingError` where it ended
+        without a word, for want of memory for instance.
     """
     resources = ray.cluster_resources()
     gpus = min(1.0, resources.get("GPU", 0) / at_once)
@@ -77,6 +77,9 @@ def fit_side_by_side(
     while True:
         while len(running) < at_once and (drawn := next(remaining, None)) is not None:
             work, dataset = drawn
+            if isinstance(dataset, PenchantError):
+                yield work, dataset
+                continue
             if shared is None or shared[0] is not dataset:
                 shared = dataset, ray.put(dataset)
             running[task.remote(work, shared[1], threads, keep)] = work

@@ -43,12 +43,15 @@ class StudyRun:
         """Takes a study up; worlds that it plants are generated.
 
         Raises:
-            ConfigError: A folder is given for a data set that the study does not have, or is not there.
+            ConfigError: A folder is given for a data set that the study does not have or generates, or is not there.
         """
-        unknown = set(data) - set(study.data)
+        wanted = [name for name in study.data if name not in study.planted]
+        unknown = set(data) - set(wanted)
         if unknown:
             raise ConfigError(
-                f"The study has no data set {', '.join(sorted(unknown))}.", where="--data", fix=f"It has {', '.join(study.data)}."
+                f"The study takes no folder for {', '.join(sorted(unknown))}.",
+                where="--data",
+                fix=f"It does for {', '.join(wanted) or 'no data set'}; it generates planted worlds itself.",
             )
         for name, folder in data.items():
             if not folder.is_dir():
@@ -128,7 +131,7 @@ class StudyRun:
             for number, (work, dataset) in enumerate(self._works(order), 1):
                 console.rule(f"{number} of {len(order)}: {work.title}")
                 try:
-                    ended(work, fit(work, dataset, console, keep=keep))
+                    ended(work, dataset if isinstance(dataset, PenchantError) else fit(work, dataset, console, keep=keep))
                 except PenchantError as error:
                     ended(work, error)
             return failed
@@ -148,18 +151,23 @@ class StudyRun:
             alike.setdefault((cell.data, cell.settings.backbone.model_dump_json()), []).append(cell)
         for group in alike.values():
             for work, dataset in self._works(group):
+                if isinstance(dataset, PenchantError):
+                    continue
                 with contextlib.suppress(PenchantError):  # of this fit, which will say so itself
                     Stages(dataset, work.settings, work.folder, console).prepare()
                     break
 
-    def _works(self, order: Sequence[Cell]) -> Iterator[tuple[Fit, PreferenceDataset]]:
-        """The fits, each with its data."""
-        loaded: tuple[Any, PreferenceDataset] | None = None
+    def _works(self, order: Sequence[Cell]) -> Iterator[tuple[Fit, PreferenceDataset | PenchantError]]:
+        """The fits, each with its data, or with why that cannot be used."""
+        loaded: tuple[Any, PreferenceDataset | PenchantError] | None = None
         for cell in order:
             wanted = self._data_identity(cell)
             if loaded is None or loaded[0] != wanted:
-                dataset = PreferenceDataset.load(self.data[cell.data])
-                loaded = wanted, change_choices(dataset, cell.change, seed=cell.seed)
+                try:
+                    dataset = PreferenceDataset.load(self.data[cell.data])
+                    loaded = wanted, change_choices(dataset, cell.change, seed=cell.seed)
+                except PenchantError as error:
+                    loaded = wanted, error
             at = "" if cell.value is None else f" at {cell.value}"
             title = f"{cell.part}, {cell.data}: {cell.row}{at}, seed {cell.seed}"
             yield Fit(title, self.folder(cell), cell.settings, self._identity(cell)), loaded[1]

@@ -33,8 +33,8 @@ class SweepSettings(Settings):
 
     key: str
     """Dotted: a setting of the fit, or `change.` and one of the change."""
-    values: tuple[Any, ...] = Field(min_length=2)
-    """Its values, in the order of the table."""
+    values: tuple[bool | int | float | str, ...] = Field(min_length=2)
+    """Its values, in the order of the table. What is none of these, null or a list, is a row's setting instead."""
     title: str
     """As people read it."""
 
@@ -45,8 +45,8 @@ class SweepSettings(Settings):
 
     @property
     def moves_uniform(self) -> bool:
-        """Whether uniform and the oracle are made from it, too: from the choices, or by the reward's settings."""
-        return self.changes_choices or self.key.startswith("reward.")
+        """Whether uniform and the oracle are made from it, too: they know nothing of what makes users' embeddings."""
+        return self.key.partition(".")[0] not in ("graph", "method", "onboarding", "evaluation", "workers", "tracking")
 
 
 class PartSettings(Settings):
@@ -88,6 +88,8 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> StudySettings:
+        if not set(self.planted) <= set(self.data):
+            raise ValueError(f"planted world {min(set(self.planted) - set(self.data))!r} is not among the study's data")
         for name, part in self.parts.items():
             taken = set(part.rows) & set(ENDS)
             if taken:

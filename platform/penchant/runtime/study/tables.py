@@ -43,7 +43,7 @@ class Line:
     """(cohort, kind) -> share of the test choices ranked right."""
     gain: dict[tuple[str, str], Estimate]
     """The same less that of the part's first row at the same value, paired, over the seeds that both have; of the first row, less
-    that at its first value."""
+    that at its first value. Empty where that has not been run."""
     wrong: dict[tuple[str, str], Estimate]
     """The same given another user's embedding; empty for uniform and oracle."""
     seconds: float | None
@@ -70,9 +70,8 @@ def part_lines(run: StudyRun, part: str, data: str) -> list[Line]:
     draws = _Draws(run, groups, sources)
     lines = []
     for key, group in groups.items():
-        other = (first[0], key[1])
-        base = other if key[0] != first[0] and other in groups else first
-        gain = {} if key == base else draws.difference(key, PERSONALISED, base)
+        base = first if key[0] == first[0] else (first[0], key[1])
+        gain = {} if key == base or base not in groups else draws.difference(key, PERSONALISED, base)
         seconds = float(np.mean([run.metrics(cell)["run"]["seconds"] for cell in group]))
         lines.append(Line(*key, len(group), draws.mean(key, PERSONALISED), gain, draws.mean(key, WRONG), seconds))
     for end in ENDS:

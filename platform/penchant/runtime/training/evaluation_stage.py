@@ -152,7 +152,7 @@ def _say(status: Status, name: str, done: int, total: int) -> None:
 
 
 def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float]:
-    if dataset.group is None:
+    if dataset.group is None or not users.embedding_UD.shape[1]:
         return {}
     known = users.known_U & (dataset.group >= 0)
     seen, unseen = known & dataset.seen, known & ~dataset.seen
@@ -177,7 +177,7 @@ def _notes(dataset: PreferenceDataset, has_oracle: bool) -> list[str]:
 
 def _map_points(dataset: PreferenceDataset, users: EmbeddedUsers) -> MapPoints | None:
     rows = torch.from_numpy(users.known_U).nonzero()[:, 0].numpy()
-    if len(rows) < 3:
+    if len(rows) < 3 or users.embedding_UD.shape[1] < 2:  # uniform's users have no vectors, those of one kind a line
         return None
     plane = project_users(users.embedding_UD[rows].numpy())
     shown = rows[plane.user]

@@ -68,7 +68,10 @@ def test_uniform_stands_once_beside_a_sweep_that_does_not_move_it():
 
     assert swept("change.keep")
     assert swept("reward.head.kind")
+    assert swept("experts.num_experts")
+    assert swept("backbone.max_tokens")
     assert not swept("graph.candidates.one.encoder.dim")
+    assert not swept("method.kinds")
 
 
 def test_a_row_that_no_fit_takes_is_refused():
@@ -76,6 +79,11 @@ def test_a_row_that_no_fit_takes_is_refused():
         study(parts={"p": {"title": "P", "rows": {"penchant": {}, "uniform": {"settings": {"method": "uniform"}}}}})
     with pytest.raises(ConfigError, match="stepz"):
         list(cells(study(settings={"reward": {"stepz": 3}})))
+    with pytest.raises(ConfigError, match=r"flips\.sweep\.values"):
+        flips = VALUES["parts"]["flips"]
+        study(parts={"flips": flips | {"sweep": flips["sweep"] | {"values": [0.1, None]}}})
+    with pytest.raises(ConfigError, match="planted world 'three' is not among"):
+        study(planted={"three": {}})
     with pytest.raises(ConfigError, match="names data that the study has not"):
         study(parts={"p": {"title": "P", "data": ["three"], "rows": {"penchant": {}}}})
 
@@ -178,6 +186,14 @@ def test_a_sweep_is_shown_from_its_second_value_on(run, tmp_path):
     assert 'id="figure-flips-one"' in (run.out / "results.html").read_text()
 
 
+def test_a_row_without_its_peer_at_that_value_is_compared_with_nothing(run):
+    for cell in run.cells(["flips"]):
+        if cell.row == "wide" and cell.value == 0.2:
+            leave(run, cell, 0.8)
+    gains = {(line.row, line.value): line.gain for line in part_lines(run, "flips", "one")}
+    assert gains["wide", 0.2] == {}
+
+
 def test_a_fit_is_known_by_what_it_was_made_from(run, tmp_path):
     by_row = {(cell.part, cell.row, cell.value, cell.seed): run.folder(cell) for cell in run.cells() if cell.data == "one"}
     assert by_row["methods", "penchant", None, 0] == by_row["flips", "penchant", 0.0, 0]
@@ -187,7 +203,7 @@ def test_a_fit_is_known_by_what_it_was_made_from(run, tmp_path):
     with pytest.raises(ConfigError, match="No fit has the seed 7"):
         run.cells(["methods"], [7])
     assert {cell.seed for cell in run.cells(seeds=[1])} == {1}
-    with pytest.raises(ConfigError, match="no data set three"):
+    with pytest.raises(ConfigError, match="no folder for three"):
         StudyRun.open(study(), tmp_path, {"three": tmp_path})
     with pytest.raises(ConfigError, match="There is no folder"):
         StudyRun.open(study(), tmp_path, {"one": tmp_path / "nowhere"})
