@@ -1,6 +1,7 @@
 """Where a benchmark runs, and clocks that wait for the device."""
 
 import argparse
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-_CLEAR = Path("/proc/self/clear_refs")
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -64,4 +65,6 @@ def peak_bytes(device: str) -> int:
     """The most memory since `forget_peak`: the GPU's allocations, or the process's resident set."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
+    if _STATUS.exists():  # what getrusage says is never reset, and begins at the parent's
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,7 +1,7 @@
 """Full training steps of the graph stage on a generated graph, measured in processes of their own.
 
 What `graph_scale.py` and `graph_trainer.py` share. Options are a dictionary, so that they travel on a command line: users,
-responses, per_user, dim, layers, plain (PyG's own `propagate`), device, optimization (its settings), spend (seconds of steps of
+responses, per_user, dim, layers, way (`WAYS`), device, optimization (its settings), spend (seconds of steps of
 one worker; by default two steps, however short).
 """
 
@@ -38,10 +38,31 @@ def edge_by_edge(self, user_UD, response_RD, graph):
     return self.update_node(user_UD, sums[0], sums[1]), self.update_node(response_RD, sums[2], sums[3])
 
 
+def by_csr(self, user_UD, response_RD, graph):
+    """The same by products with PyTorch's CSR matrices, which are made of the sorted edges without sorting anew."""
+    to_users, to_responses = [], []
+    for weights in (graph.positive, graph.negative):
+        edges, weight = weights.edges, weights.symmetric
+        users, responses = (
+            torch.sparse_csr_tensor(torch.cat([offset, offset.new_tensor([len(weight)])]), column, value, shape)
+            for offset, column, value, shape in (
+                (edges.user_offset, edges.response, weight, (len(user_UD), len(response_RD))),
+                (edges.response_offset, edges.user_by_response, weight[edges.by_response], (len(response_RD), len(user_UD))),
+            )
+        )
+        to_users.append(users @ response_RD)
+        to_responses.append(responses @ user_UD)
+    return self.update_node(user_UD, *to_users), self.update_node(response_RD, *to_responses)
+
+
+FUSED, PROPAGATE, CSR = "fused", "PyG's propagate", "PyTorch's CSR"
+WAYS = {FUSED: PreferenceLayer.forward, PROPAGATE: edge_by_edge, CSR: by_csr}
+"""Of passing messages: ours, and peers on one worker."""
+
+
 def make_trainer(options: dict, rank: int = 0, world_size: int = 1) -> GraphTrainer:
     """A worker's trainer over its part of the graph, with free rows for users and responses, as published."""
-    if options["plain"]:
-        PreferenceLayer.forward = edge_by_edge
+    PreferenceLayer.forward = WAYS[options["way"]]
     shard = make_shard(options["users"], options["responses"], options["per_user"], rank, world_size)
     nothing = PreferenceShard.build(
         *(np.zeros(0, dtype=np.int64),) * 4,
@@ -88,7 +109,7 @@ def run(world_size: int, **options) -> list[dict]:
     Raises:
         SystemExit: A worker failed.
     """
-    options = {"plain": False, "spend": 0.0, "optimization": {"supervision_share": 0.5}} | options
+    options = {"way": FUSED, "spend": 0.0, "optimization": {"supervision_share": 0.5}} | options
     with tempfile.TemporaryDirectory() as out:
         options |= {"out": out, "threads": max(1, torch.get_num_threads() // world_size)}
         command = [sys.executable, __file__, json.dumps(options), str(world_size)]

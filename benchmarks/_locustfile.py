@@ -1,4 +1,4 @@
-"""What locust's clients do: score and rerank for known users, onboard new ones, ask for questions, look users up, forget some."""
+"""What locust's clients do: score and rerank for known users, onboard new ones, ask for questions, look users up."""
 
 import os
 import random

@@ -4,8 +4,8 @@
     python benchmarks/batch_scoring.py --bundle runs/mine/bundle --rows 16384
 
 Every row has a text of its own, made of the words of the bundle's texts, and nothing is cached: the base reads each. The loop has
-its rows in memory; the job reads Parquet, checks it, writes Parquet, and has Ray in between. Both have all cores, the same
-portions, and (RAY_worker_niceness) the same priority. They take turns within one run. Start-up (workers, the model) is apart.
+its rows in memory; the job reads Parquet, checks it, writes Parquet, and has Ray in between. Both have all cores and no GPU, the
+same portions, and (RAY_worker_niceness) the same priority. They take turns in one run. Start-up (workers, the model) is apart.
 """
 
 import os
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = arguments_of.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     torch.set_num_threads(os.cpu_count() or 1)
-    settings = BatchSettings(rows_per_part=arguments.rows_per_part, remembered_texts=0)
+    settings = BatchSettings(rows_per_part=arguments.rows_per_part, remembered_texts=0, use_gpu=False)
     model = PersonalisedRewardModel.load(arguments.bundle)
     start_ray()
     figures: list[tuple[float, float, float]] = []

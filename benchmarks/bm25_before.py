@@ -2,7 +2,7 @@
 
     python benchmarks/bm25_before.py
 
-Both give the four best items before each item the same scores.
+A column says for which share of the items both give the four best before it the same scores.
 """
 
 import argparse

@@ -4,8 +4,9 @@
     python benchmarks/graph_scale.py --users 100000   # smaller, the other sizes in proportion
     python benchmarks/graph_scale.py --users 10000 100000 1000000 10000000   # the curve, as far as memory goes
 
-One size: the peer is the same step with PyG's own `propagate`, which holds a message for every edge; it runs at a sixteenth of
-the size, beside the fused step at that size; on a CPU also two workers, for what each of them holds.
+One size: the peers are the same step with PyG's own `propagate`, which holds a message for every edge, and with products of
+PyTorch's CSR matrices; they run at a sixteenth of the size, beside the fused step at that size; on a CPU also two workers, for
+what each of them holds.
 
 Three sizes and more: each at two numbers of comparisons a user, all in processes of their own, and a cost model fitted to them
 (`_cost.py`): first without the largest size, which it then has to predict; then to all, to compute what a step takes at
@@ -19,7 +20,7 @@ import psutil
 import torch
 from _cost import CostModel, Hardware, extrapolate, fit
 from _device import add_device, device_name
-from _graph_step import run
+from _graph_step import CSR, FUSED, PROPAGATE, run
 from _report import draw, report
 
 from penchant.evaluation.figures import plain_figure
@@ -34,17 +35,17 @@ def sizes(users: int, per_user: int = COMPARISONS) -> dict[str, int]:
 
 
 def compare(users: int, settings: dict) -> None:
-    """The fused step, on one worker and on two, and PyG's."""
+    """The fused step, on one worker and on two, and the peers'."""
     full, small = sizes(users), sizes(max(10, users // 16))
-    cases = [("fused", full, 1, False), ("fused", full, 2, False), ("fused", small, 1, False), ("PyG propagate", small, 1, True)]
+    cases = [(FUSED, full, 1), (FUSED, full, 2), (FUSED, small, 1), (PROPAGATE, small, 1), (CSR, small, 1)]
     rows = []
-    for words, size, world_size, plain in cases:
+    for way, size, world_size in cases:
         if world_size > 1 and settings["device"] == "cuda":
             continue
-        workers = run(world_size, **size, **settings, plain=plain)
+        workers = run(world_size, **size, **settings, way=way)
         rows.append(
             {
-                "step": words,
+                "step": way,
                 "users": size["users"],
                 "responses": size["responses"],
                 "comparisons": size["users"] * size["per_user"],
@@ -55,9 +56,11 @@ def compare(users: int, settings: dict) -> None:
                 "loss": workers[0]["loss"],
             }
         )
-    fused, peer = rows[-2:]
-    faster, less = (peer[name] / fused[name] for name in ("seconds a step", "peak GiB a worker"))
-    notes = [f"Against PyG's propagate in the same run: {faster:.1f}x faster, {less:.1f}x less memory."]
+    fused, *peers = rows[-3:]
+    notes = []
+    for peer in peers:
+        faster, less = (peer[name] / fused[name] for name in ("seconds a step", "peak GiB a worker"))
+        notes.append(f"Against {peer['step']} in the same run: {faster:.1f}x faster, {less:.1f}x less memory.")
     if rows[1]["workers"] == 2:
         share = rows[1]["users' GiB a worker"] / rows[0]["users' GiB a worker"]
         notes.append(f"Each of two workers holds {share:.2f} of what one holds for users.")

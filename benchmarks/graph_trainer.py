@@ -28,25 +28,25 @@ from pathlib import Path
 import psutil
 import torch
 from _device import add_device, device_name, forget_peak, peak_bytes, settle, timed
-from _graph_step import make_trainer
+from _graph_step import FUSED, PROPAGATE, make_trainer
 from _report import report
 from _shards import make_shard
-from _turns import Turns
+from _turns import Turns, join
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from penchant.graph.preference_graph import messages
 
 BATCH, RATE, DROPOUT, DECAY = 1024, 1e-4, 0.1, 1e-6
-OURS, PROPAGATE, AUTHORS = "ours", "ours by PyG's propagate", "the authors'"
+AUTHORS = "the authors'"
 
 
 class Ours:
     """Our trainer, with the authors' settings."""
 
-    def __init__(self, options: dict, *, plain: bool) -> None:
+    def __init__(self, options: dict, *, way: str) -> None:
         settings = {"supervision_share": 0.0, "edge_dropout": DROPOUT, "learning_rate": RATE, "weight_decay": 0.01}
-        self.trainer = make_trainer(options | {"plain": plain, "optimization": settings})
+        self.trainer = make_trainer(options | {"way": way, "optimization": settings})
 
     @torch.no_grad()
     def write(self, path: Path) -> None:
@@ -132,8 +132,8 @@ def measure(options: dict, side: str) -> None:
         trainer: Ours | Authors = Authors(options)
         difference = trainer.check(out / "ours.safetensors")
     else:
-        trainer = Ours(options, plain=side == PROPAGATE)
-        if side == OURS:
+        trainer = Ours(options, way=side)
+        if side == FUSED:
             trainer.write(out / "ours.safetensors")
     trainer.step()  # warms up
     settle(device)
@@ -156,21 +156,7 @@ def run(options: dict) -> dict[str, dict]:
     """What each side found."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--measure", json.dumps(options | {"out": out})]
-        processes = [subprocess.Popen([*command, side]) for side in options["sides"]]
-        waiting = set(range(len(processes)))
-        try:
-            while waiting:  # a side that fails would leave the others waiting for their turn
-                for number in sorted(waiting):
-                    try:
-                        code = processes[number].wait(timeout=0.5)
-                    except subprocess.TimeoutExpired:
-                        continue
-                    if code:
-                        raise SystemExit(f"The process of {options['sides'][number]} failed.")
-                    waiting.remove(number)
-        finally:
-            for process in processes:
-                process.kill()
+        join({side: subprocess.Popen([*command, side]) for side in options["sides"]})
         return {side: json.loads(Path(out, f"{number}.json").read_text()) for number, side in enumerate(options["sides"])}
 
 
@@ -186,7 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
     add_device(parser)
     arguments = parser.parse_args()
-    notes, sides = [], [OURS]
+    notes, sides = [], [FUSED]
     options = vars(arguments) | {"threads": torch.get_num_threads(), "authors": str(arguments.authors)}
     needed, free = propagate_gib(options), psutil.virtual_memory().available / 2**30
     if arguments.device == "cuda":
@@ -217,7 +203,7 @@ def main() -> None:
             }
         )
     for row in rows[1:]:
-        ratio = statistics.median(a / b for a, b in zip(found[row["trainer"]]["seconds"], found[OURS]["seconds"], strict=True))
+        ratio = statistics.median(a / b for a, b in zip(found[row["trainer"]]["seconds"], found[FUSED]["seconds"], strict=True))
         notes.append(
             f"Against {row['trainer']}: {ratio:.1f}x the speed of a step, {ratio * row['steps a pass']:,.0f}x of a pass over all"
             f" {comparisons:,} comparisons, {row['GiB, at most'] / rows[0]['GiB, at most']:.1f}x less memory."

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from _cost import exchanged_bytes
 from _report import report
 from _shards import make_shard
-from _turns import Turns
+from _turns import Turns, join
 
 from penchant.graph.collectives import Collective, current
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
@@ -98,9 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--measure", json.dumps(options | {"out": out})]
         workers = [("one", 0), ("apart", 0), ("apart", 1), ("two", 0), ("two", 1)]
-        processes = [subprocess.Popen([*command, side, str(rank)]) for side, rank in workers]
-        if sum(process.wait() for process in processes):
-            raise SystemExit("a worker failed")
+        join({f"{side}, {rank}": subprocess.Popen([*command, side, str(rank)]) for side, rank in workers})
         results = {
             side: [json.loads(Path(out, f"{side}-{rank}.json").read_text()) for own, rank in workers if own == side]
             for side in SIDES

@@ -1,4 +1,4 @@
-"""Ten minutes of mixed requests by 20 clients (locust): no 5xx, no lost write, and memory that does not grow.
+"""Ten minutes of mixed requests by 20 clients (locust): no 5xx, no lost write, and how much memory grows.
 
     python benchmarks/service_load.py                # over the bundle of `make demo`
     python benchmarks/service_load.py --minutes 2

@@ -29,8 +29,8 @@ from _report import report
 from penchant.data.planted import PlantedWorld, save_planted
 
 SETTINGS = (
-    "backbone.max_tokens=64", "workers.num_workers=2", "workers.threads=1", "workers.checkpoint_seconds=2",
-    "workers.hang_seconds=15",
+    "backbone.max_tokens=64", "workers.num_workers=2", "workers.use_gpu=false", "workers.threads=1",
+    "workers.checkpoint_seconds=2", "workers.hang_seconds=15",
     "graph.candidates={text: {encoder: {user_init: id}, optimization: {max_steps: 300, patience: 300}}}",
     "reward.steps=1000", "reward.evaluate_every=20", "evaluation.resamples=50",
     "experts.num_experts=3", "experts.layers=1", "experts.steps=30", "experts.prompts_per_step=4", "experts.evaluate_every=20",

@@ -61,12 +61,22 @@ def _optional_types(name: str, table: pa.Table) -> Iterable[Problem]:
             lambda kind: pa.types.is_timestamp(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind),
             "timestamp or number",
         ),
+        ("comparisons", "conversation_id"): (is_text, "string"),
         ("users", "group"): (lambda kind: is_text(kind) or pa.types.is_integer(kind), "string or integer"),
     }
     for (table_name, column), (accepts, words) in wanted.items():
         if table_name == name and column in table.column_names and not accepts(table.schema.field(column).type):
             kind = str(table.schema.field(column).type)
             yield Problem("wrong_type", name, f"column {column!r} must be {words}", "Cast or drop it.", value=kind)
+    if name == "comparisons" and "controversial" in table.column_names:
+        unknown = np.flatnonzero(table["controversial"].is_null().to_numpy())
+        yield from _listed(
+            "unknown_kind",
+            name,
+            unknown,
+            lambda row: ("controversial is null", None),
+            "Say true or false in every row, or drop the column.",
+        )
 
 
 def content_problems(tables: Tables) -> list[Problem]:
@@ -79,6 +89,7 @@ def content_problems(tables: Tables) -> list[Problem]:
         same_response_twice,
         two_prompts,
         leaking_prompts,
+        leaking_conversations,
         silent_users,
     )
     return [problem for check in checks for problem in check(tables)]
@@ -204,6 +215,24 @@ def leaking_prompts(tables: Tables) -> list[Problem]:
         rows[np.sort(first)],
         lambda row: ("a test prompt is also in train or valid", prompt[row]),
         "Split by prompt: drop the column and run `penchant data split`.",
+    )
+
+
+def leaking_conversations(tables: Tables) -> list[Problem]:
+    """A conversation that is in test and elsewhere: the prompt of a later turn tells what was chosen before."""
+    comparisons = tables["comparisons"]
+    if "conversation_id" not in comparisons.column_names:
+        return []
+    conversation = np.array(comparisons["conversation_id"].fill_null("").to_pylist(), dtype=str)
+    test = (_strings(comparisons, "split") == "test") & (conversation != "")
+    rows = np.flatnonzero(test & np.isin(conversation, conversation[~test]))
+    _, first = np.unique(conversation[rows], return_index=True)
+    return _listed(
+        "leaking_conversation",
+        "comparisons",
+        rows[np.sort(first)],
+        lambda row: ("a conversation in test is also in train or valid", conversation[row]),
+        "Split by conversation: drop the column split and run `penchant data split`.",
     )
 
 

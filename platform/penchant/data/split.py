@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from penchant.data.dataset import PreferenceDataset, read_origin, read_tables, write_tables
+from penchant.data.schema import is_text
 from penchant.errors import ConfigError, DataError
 
 VALID_SHARE = 0.1
@@ -25,7 +28,8 @@ def split_dataset(
 ) -> PreferenceDataset:
     """Copies a data set, with `split` added to comparisons and `cohort` to users where they are missing.
 
-    Whole prompts go to test, so that none leaks. Of each user's other comparisons a share goes to valid, and at least one
+    Whole prompts go to test, so that none leaks; where comparisons have a `conversation_id`, whole conversations, since the
+    prompt of a later turn tells what was chosen before. Of each user's other comparisons a share goes to valid, and at least one
     stays in train. A folder without a users table gets one.
 
     Raises:
@@ -43,6 +47,11 @@ def split_dataset(
     for column in ("user_id", "prompt_id"):
         if column not in comparisons.column_names:
             raise DataError(f"There is no column {column!r}.", where=f"{folder}: comparisons", fix="Add it.")
+        kind = comparisons.schema.field(column).type
+        if not is_text(kind):
+            raise DataError(
+                f"Column {column!r} must be a string (got {kind}).", where=f"{folder}: comparisons", fix="Cast it to string."
+            )
     if not has_users:
         ids = sorted(set(comparisons["user_id"].drop_null().to_pylist()))
         tables["users"] = pa.table({"user_id": pa.array(ids, pa.string())})
@@ -59,12 +68,24 @@ def split_dataset(
 
 def _splits(comparisons: pa.Table, test_prompts: float, valid: float, random: np.random.Generator) -> np.ndarray:
     _, prompt = np.unique(np.array(comparisons["prompt_id"].to_pylist(), dtype=str), return_inverse=True)
+    if "conversation_id" in comparisons.column_names:
+        prompt = _joined(prompt, comparisons["conversation_id"].to_pylist())
     _, user = np.unique(np.array(comparisons["user_id"].to_pylist(), dtype=str), return_inverse=True)
     prompts = int(prompt.max(initial=-1)) + 1
     held_out = random.permutation(prompts)[: round(test_prompts * prompts)]
     split = np.where(np.isin(prompt, held_out), "test", "train").astype(object)
     hold_out_valid(split, user, valid, random)
     return split
+
+
+def _joined(prompt: np.ndarray, conversations: list[str | None]) -> np.ndarray:
+    """Codes (C,) of what has to stay together: prompts that meet in a conversation, and conversations that share a prompt."""
+    named = np.array([name is not None for name in conversations], dtype=bool)
+    _, conversation = np.unique(np.array([name for name in conversations if name is not None], dtype=str), return_inverse=True)
+    prompts = int(prompt.max(initial=-1)) + 1
+    size = prompts + int(conversation.max(initial=-1)) + 1
+    links = sparse.coo_array((np.ones(len(conversation)), (prompt[named], prompts + conversation)), shape=(size, size))
+    return np.unique(connected_components(links, directed=False)[1][prompt], return_inverse=True)[1]
 
 
 def hold_out_valid(split: np.ndarray, user: np.ndarray, share: float, random: np.random.Generator) -> None:

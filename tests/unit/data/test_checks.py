@@ -49,6 +49,12 @@ CASES = {
     "wrong optional type": (
         "comparisons", lambda t: t.append_column("controversial", pa.array(["x"] * 3)), "wrong_type", None, "string",
     ),
+    "null controversial": (
+        "comparisons", lambda t: t.append_column("controversial", pa.array([True, None, False])), "unknown_kind", 1, None,
+    ),
+    "leaking conversation": (
+        "comparisons", lambda t: t.append_column("conversation_id", pa.array(["k", None, "k"])), "leaking_conversation", 2, "k",
+    ),
     "unknown response": ("comparisons", lambda t: with_value(t, "chosen_id", 1, "zz"), "unknown_response", 1, "zz"),
     "unknown user": ("comparisons", lambda t: with_value(t, "user_id", 2, "w"), "unknown_user", 2, "w"),
     "chosen is rejected": ("comparisons", lambda t: with_value(t, "chosen_id", 1, "a"), "chosen_is_rejected", 1, "a"),

@@ -30,6 +30,31 @@ def test_split_by_prompt_and_by_user(unsplit, tmp_path):
     assert PreferenceDataset.load(tmp_path / "out").fingerprint == dataset.fingerprint
 
 
+def test_conversations_go_to_test_whole(unsplit, tmp_path):
+    table = pq.read_table(unsplit / "comparisons.parquet")
+    prompts = sorted(set(table["prompt_id"].to_pylist()))
+    # Two turns each: the second prompt is the conversation's own, the first may be several conversations'.
+    talk = {prompt: f"talk {prompts.index(prompt) // 2}" for prompt in prompts}
+    names = [None if prompt == prompts[-1] else talk[prompt] for prompt in table["prompt_id"].to_pylist()]
+    pq.write_table(table.append_column("conversation_id", [names]), unsplit / "comparisons.parquet")
+    split_dataset(unsplit, tmp_path / "out", test_prompts=0.25, seed=1)
+    found = pq.read_table(tmp_path / "out" / "comparisons.parquet")
+    splits = {}
+    for name, split in zip(found["conversation_id"].to_pylist(), found["split"].to_pylist(), strict=True):
+        splits.setdefault(name, set()).add(split == "test")
+    splits.pop(None)
+    assert set(map(len, splits.values())) == {1}
+    assert {True, False} == set.union(*splits.values())
+
+
+def test_ids_that_are_numbers_are_told(unsplit, tmp_path):
+    table = pq.read_table(unsplit / "comparisons.parquet")
+    at = table.column_names.index("user_id")
+    pq.write_table(table.set_column(at, "user_id", [list(range(table.num_rows))]), unsplit / "comparisons.parquet")
+    with pytest.raises(DataError, match=r"'user_id' must be a string \(got int64\)"):
+        split_dataset(unsplit, tmp_path / "out")
+
+
 def test_split_is_seeded(unsplit, tmp_path):
     first, again, other = (split_dataset(unsplit, tmp_path / f"{n}", seed=seed) for n, seed in enumerate((1, 1, 2)))
     assert first.fingerprint == again.fingerprint != other.fingerprint

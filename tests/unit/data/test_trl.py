@@ -82,6 +82,9 @@ def test_shared_texts_are_one_response_and_facts_are_kept(tmp_path):
         (json.dumps({"user_id": "u", "prompt": "p", "chosen": "a"}), "no 'rejected'"),
         (json.dumps(PLAIN | {"chosen": "  "}), "chosen must be a text"),
         (json.dumps(PLAIN | {"chosen": [{"role": "user"}]}), "not {role, content}"),
+        (json.dumps({"user_id": "u", "chosen": None, "rejected": "b"}), "must both be texts"),
+        (json.dumps({"user_id": "u", "chosen": {"a": 1}, "rejected": {"a": 2}}), "must both be texts"),
+        ("\n".join(json.dumps(PLAIN | {"timestamp": when}) for when in (1, "noon")), "'timestamp' is not of one type"),
         ("", "There is no row"),
     ],
 )
@@ -93,6 +96,11 @@ def test_mistakes_name_the_row(tmp_path, content, said):
     assert said in str(raised.value)
     assert "data.jsonl" in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_half_a_surrogate_pair_is_no_obstacle(tmp_path):
+    import_trl(write(tmp_path / "data.jsonl", [PLAIN | {"user_id": "u\ud83d", "chosen": "half \ud83d"}]), tmp_path / "out")
+    assert read_tables(tmp_path / "out")["responses"]["response"].to_pylist()[0] == "half ?"
 
 
 def test_missing_file(tmp_path):

@@ -26,7 +26,9 @@ _END = "<|end_of_text|>"
 
 
 def import_community_alignment(source: str, out: Path, *, language: str | None = None) -> str:
-    """Makes the data set; returns what it holds and what to run next, in words. Comparisons are kept with `turn` and `language`.
+    """Makes the data set; returns what it holds and what to run next, in words.
+
+    Comparisons are kept with `conversation_id`, `turn` and `language`.
 
     Args:
         source: A CSV, JSONL or Parquet file, a folder of them, or `hub:facebook/community-alignment-dataset`.
@@ -53,7 +55,7 @@ def import_community_alignment(source: str, out: Path, *, language: str | None =
             facts = users.setdefault(user, {})
             for name in ANNOTATOR:
                 facts[name] = facts.get(name) or _optional(row, f"annotator_{name}", where)
-            _compare(user, spoken, row, where, responses, choices)
+            _compare(user, {"conversation_id": identity, "language": spoken}, row, where, responses, choices)
     if language is not None and not read:
         raise DataError(f"There is no conversation in {language!r}.", where=source, fix="It is one of en, fr, hi, it and pt.")
     told = [name for name in ANNOTATOR if any(facts[name] for facts in users.values())]
@@ -73,7 +75,7 @@ def import_community_alignment(source: str, out: Path, *, language: str | None =
     )
 
 
-def _compare(user: str, language: str, row: Row, where: str, responses: Responses, choices: Choices) -> None:
+def _compare(user: str, facts: dict[str, str], row: Row, where: str, responses: Responses, choices: Choices) -> None:
     history: list[dict[str, str]] = []
     for number, turn in enumerate(TURNS):
         read = _optional if number else text_of  # there is a first turn
@@ -95,7 +97,7 @@ def _compare(user: str, language: str, row: Row, where: str, responses: Response
         chosen = responses.row(asked, texts[letter])
         for other, text in texts.items():
             if other != letter and text:
-                choices.add(user, chosen, responses.row(asked, text), turn=number, language=language)
+                choices.add(user, chosen, responses.row(asked, text), turn=number, **facts)
         history.append({"role": "assistant", "content": texts[letter]})
 
 

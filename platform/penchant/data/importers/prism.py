@@ -26,7 +26,9 @@ _BLANK = "EMPTY STRING"
 
 
 def import_prism(source: str, out: Path) -> str:
-    """Makes the data set; returns what it holds and what to run next, in words. Comparisons are kept with `turn`.
+    """Makes the data set; returns what it holds and what to run next, in words.
+
+    Comparisons are kept with `conversation_id` and `turn`.
 
     Args:
         source: conversations.jsonl or utterances.jsonl, the folder of them, or `hub:HannahRoseKirk/prism-alignment`.
@@ -82,6 +84,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Talk:
+    identity: str
     user: str
     time: datetime | None
     turns: dict[int, tuple[str, list[_Answer]]]
@@ -103,7 +106,8 @@ def _compare(
         if chosen.score is None or other.score is None or other.score >= chosen.score:
             choices.left_out["whose rejected response has no lower score"] += 1
             continue
-        choices.add(talk.user, row, responses.row(prompt, other.text), turn=turn, timestamp=talk.time)
+        facts = {"conversation_id": talk.identity, "turn": turn, "timestamp": talk.time}
+        choices.add(talk.user, row, responses.row(prompt, other.text), **facts)
 
 
 def _conversations(parts: list[Part]) -> Iterator[_Talk]:
@@ -113,10 +117,10 @@ def _conversations(parts: list[Part]) -> Iterator[_Talk]:
         if not user or not identity:
             raise DataError("'user_id' or 'conversation_id' is blank.", where=where, fix="Drop the row.")
         if "conversation_history" in row:
-            yield _Talk(user, _time(row, where), _turns(value_of(row, "conversation_history", where, list), where))
+            yield _Talk(identity, user, _time(row, where), _turns(value_of(row, "conversation_history", where, list), where))
             continue
         # Utterances: the rows of a conversation need not stand together, so all are read first.
-        talk = talks.setdefault(identity, _Talk(user, None, {}))
+        talk = talks.setdefault(identity, _Talk(identity, user, None, {}))
         _, answers = talk.turns.setdefault(value_of(row, "turn", where, int), (_text(row, "user_prompt", where), []))
         answers.append(_answer(row, "model_response", where))
     yield from talks.values()

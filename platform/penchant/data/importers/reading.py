@@ -140,8 +140,12 @@ def text_of(row: Row, name: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise DataError(f"{name!r} must be a text (got {value!r:.80}).", where=where, fix=_LAYOUT)
-    # Half a surrogate pair, which JSON can hold, is in no encoding.
-    return value.encode("utf-8", "replace").decode("utf-8").strip()
+    return whole_text(value).strip()
+
+
+def whole_text(value: Any) -> Any:
+    """A text without half surrogate pairs, which JSON can hold and no encoding can; what is no text stays what it is."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def value_of(row: Row, name: str, where: str, kind: type | tuple[type, ...] = object) -> Any:

@@ -14,17 +14,17 @@ import pyarrow as pa
 
 from penchant.data.dataset import write_tables
 from penchant.data.importers.collecting import conversation, text_key
-from penchant.data.importers.reading import file_rows
+from penchant.data.importers.reading import file_rows, whole_text
 from penchant.errors import DataError
 
-_KEPT = ("split", "controversial", "timestamp")
+_KEPT = ("split", "controversial", "timestamp", "conversation_id")
 
 
 def import_trl(source: Path, out: Path, *, user_column: str = "user_id") -> str:
     """Makes a data set folder; returns what it holds and what to run next, in words.
 
-    Ids are hashes of the texts, so that the same response in two rows is one response. `split`, `controversial` and
-    `timestamp` are kept where they are given, and so are `cohort` and `group` of users.
+    Ids are hashes of the texts, so that the same response in two rows is one response. `split`, `controversial`,
+    `timestamp` and `conversation_id` are kept where they are given, and so are `cohort` and `group` of users.
 
     Raises:
         DataError: The file is missing or unreadable, or a row is not in the format; told with its row and value.
@@ -43,7 +43,7 @@ def import_rows(rows: Iterable[dict[str, Any]], out: Path, *, source: str, user_
     users: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows):
         where = f"{source}, row {number}"
-        user = row.get(user_column)
+        user = whole_text(row.get(user_column))
         if not isinstance(user, str) or not user.strip():
             raise DataError(
                 f"{user_column!r} must be a text (got {user!r}); the row has {', '.join(row)}.",
@@ -64,8 +64,8 @@ def import_rows(rows: Iterable[dict[str, Any]], out: Path, *, source: str, user_
         raise DataError("There is no row.", where=source, fix="Give at least one comparison.")
     tables = {
         "responses": pa.Table.from_pylist(list(responses.values())),
-        "comparisons": _table(comparisons, _KEPT),
-        "users": _table(list(users.values()), ("cohort", "group")),
+        "comparisons": _table(comparisons, _KEPT, source),
+        "users": _table(list(users.values()), ("cohort", "group"), source),
     }
     write_tables(out, tables)
     words = f"{len(comparisons):,} comparisons of {len(users):,} users on {len(responses):,} responses, in {out}."
@@ -80,6 +80,13 @@ def _texts(row: dict[str, Any], where: str) -> tuple[str, str, str]:
             raise DataError(f"There is no {name!r}; the row has {', '.join(row)}.", where=where, fix="Add it.")
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     if prompt is None:
+        if type(chosen) is not type(rejected) or not isinstance(chosen, str | list):
+            raise DataError(
+                f"Without a prompt, chosen and rejected must both be texts or both lists of messages (got {chosen!r:.40} and "
+                f"{rejected!r:.40}).",
+                where=where,
+                fix="Mend or drop it.",
+            )
         length = next((at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), 0)
         if isinstance(chosen, str):
             # Back to a word's start: texts may by chance begin alike.
@@ -100,13 +107,22 @@ def _plain(value: Any, name: str, where: str) -> str:
                     fix="Mend it.",
                 )
         value = conversation(value)
+    value = whole_text(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{name} must be a text that is not blank (got {value!r}).", where=where, fix="Mend or drop it.")
     return value.strip()
 
 
-def _table(rows: list[dict[str, Any]], optional: tuple[str, ...]) -> pa.Table:
+def _table(rows: list[dict[str, Any]], optional: tuple[str, ...], source: str) -> pa.Table:
     """A table with the optional columns that at least one row has."""
     columns = [name for name in rows[0] if name not in optional]
     columns += [name for name in optional if any(name in row for row in rows)]
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in columns})
+    made = {}
+    for name in columns:
+        try:
+            made[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            raise DataError(
+                f"{name!r} is not of one type ({error}).", where=source, fix="Give texts alone, or numbers alone."
+            ) from None
+    return pa.table(made)

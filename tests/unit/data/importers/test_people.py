@@ -65,6 +65,7 @@ def test_prism_compares_the_chosen_with_lower_scores_of_its_turn(tmp_path, write
     assert chosen_texts(tables) == PRISM_CHOICES
     assert tables["comparisons"]["timestamp"].to_pylist() == [datetime(2023, 11, 22, 1, 2, 3)] * 2
     assert tables["comparisons"]["turn"].to_pylist() == [0, 1]
+    assert tables["comparisons"]["conversation_id"].to_pylist() == ["c1", "c1"]
     assert "2 comparisons of 1 users" in words
     assert "2 whose rejected response has no lower score" in words
     assert "no split and no cohort" in words
