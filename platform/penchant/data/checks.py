@@ -209,12 +209,27 @@ def leaking_prompts(tables: Tables) -> list[Problem]:
     leaked = np.intersect1d(prompt[test].astype(str), prompt[~test].astype(str))
     rows = np.flatnonzero(test & np.isin(prompt.astype(str), leaked))
     _, first = np.unique(prompt[rows].astype(str), return_index=True)  # one line for a prompt, not for a row
-    return _listed(
+    problems = _listed(
         "leaking_prompt",
         "comparisons",
         rows[np.sort(first)],
         lambda row: ("a test prompt is also in train or valid", prompt[row]),
         "Split by prompt: drop the column and run `penchant data split`.",
+    )
+    if problems:
+        return problems
+    text = dict(zip(_strings(tables["responses"], "prompt_id"), _strings(tables["responses"], "prompt"), strict=True))
+    of_others = {text.get(identity) for identity in set(prompt[~test])} - {None}
+    ids = sorted(identity for identity in set(prompt[test]) if text.get(identity) in of_others)
+    rows = np.flatnonzero(test & np.isin(prompt.astype(str), ids))
+    _, first = np.unique(prompt[rows].astype(str), return_index=True)
+    return _listed(
+        "leaking_text",
+        "comparisons",
+        rows[np.sort(first)],
+        lambda row: ("the text of a test prompt is in train or valid, too, under another prompt_id", prompt[row]),
+        "Split by prompt: drop the column and run `penchant data split`, which goes by texts.",
+        severity="warning",
     )
 
 

@@ -28,9 +28,9 @@ def split_dataset(
 ) -> PreferenceDataset:
     """Copies a data set, with `split` added to comparisons and `cohort` to users where they are missing.
 
-    Whole prompts go to test, so that none leaks; where comparisons have a `conversation_id`, whole conversations, since the
-    prompt of a later turn tells what was chosen before. Of each user's other comparisons a share goes to valid, and at least one
-    stays in train. A folder without a users table gets one.
+    Whole prompts go to test, by their texts, so that none leaks; where comparisons have a `conversation_id`, whole
+    conversations, since the prompt of a later turn tells what was chosen before. Of each user's other comparisons a share goes
+    to valid, and at least one stays in train. A folder without a users table gets one.
 
     Raises:
         ConfigError: A share outside [0, 1).
@@ -59,15 +59,20 @@ def split_dataset(
         apart = random.random(tables["users"].num_rows) < unseen
         tables["users"] = tables["users"].append_column("cohort", pa.array(np.where(apart, "unseen", "seen")))
     if "split" not in comparisons.column_names:
-        split = _splits(comparisons, test_prompts, valid, random)
+        split = _splits(comparisons, tables["responses"], test_prompts, valid, random)
         tables["comparisons"] = comparisons.append_column("split", pa.array(split))
     dataset = PreferenceDataset.from_tables(**tables, where=str(folder))
     write_tables(out, dataset.tables(), origin=read_origin(folder))
     return dataset
 
 
-def _splits(comparisons: pa.Table, test_prompts: float, valid: float, random: np.random.Generator) -> np.ndarray:
-    _, prompt = np.unique(np.array(comparisons["prompt_id"].to_pylist(), dtype=str), return_inverse=True)
+def _splits(
+    comparisons: pa.Table, responses: pa.Table, test_prompts: float, valid: float, random: np.random.Generator
+) -> np.ndarray:
+    ids = np.array(comparisons["prompt_id"].to_pylist(), dtype=str)
+    if {"prompt_id", "prompt"} <= set(responses.column_names):
+        ids = _by_text(ids, responses)
+    _, prompt = np.unique(ids, return_inverse=True)
     if "conversation_id" in comparisons.column_names:
         prompt = _joined(prompt, comparisons["conversation_id"].to_pylist())
     _, user = np.unique(np.array(comparisons["user_id"].to_pylist(), dtype=str), return_inverse=True)
@@ -76,6 +81,15 @@ def _splits(comparisons: pa.Table, test_prompts: float, valid: float, random: np
     split = np.where(np.isin(prompt, held_out), "test", "train").astype(object)
     hold_out_valid(split, user, valid, random)
     return split
+
+
+def _by_text(ids: np.ndarray, responses: pa.Table) -> np.ndarray:
+    """Prompt ids, with one for each text: the first of those that have it."""
+    text = dict(zip(responses["prompt_id"].to_pylist(), responses["prompt"].to_pylist(), strict=True))
+    first: dict[str, str] = {}
+    for identity in sorted(map(str, text)):
+        first.setdefault(text.get(identity, identity), identity)
+    return np.array([first.get(text.get(identity, identity), identity) for identity in ids], dtype=str)
 
 
 def _joined(prompt: np.ndarray, conversations: list[str | None]) -> np.ndarray:

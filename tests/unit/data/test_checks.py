@@ -101,6 +101,15 @@ def test_user_without_a_train_comparison_is_a_warning():
     assert (warning.kind, warning.row, warning.value) == ("silent_user", 2, "w")
 
 
+def test_a_test_prompts_text_under_another_id_is_a_warning():
+    tables = good_tables()
+    for row in (2, 3):
+        tables["responses"] = with_value(tables["responses"], "prompt", row, "Why?")
+    (problem,) = find_problems(tables)
+    assert (problem.kind, problem.row, problem.severity) == ("leaking_text", 2, "warning")
+    PreferenceDataset.from_tables(**tables)
+
+
 def test_pair_chosen_both_ways_keeps_the_latest():
     tables = good_tables()
     again = pa.table(

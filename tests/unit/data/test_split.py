@@ -30,6 +30,20 @@ def test_split_by_prompt_and_by_user(unsplit, tmp_path):
     assert PreferenceDataset.load(tmp_path / "out").fingerprint == dataset.fingerprint
 
 
+def test_one_text_under_two_ids_goes_to_test_whole(unsplit, tmp_path):
+    tables = {name: pq.read_table(unsplit / f"{name}.parquet") for name in ("responses", "comparisons")}
+    prompts = tables["responses"]["prompt"].to_pylist()
+    alike = sorted(set(prompts))[::2]
+    texts = ["The same." if prompt in alike else prompt for prompt in prompts]
+    at = tables["responses"].column_names.index("prompt")
+    pq.write_table(tables["responses"].set_column(at, "prompt", [texts]), unsplit / "responses.parquet")
+    dataset = split_dataset(unsplit, tmp_path / "out", test_prompts=0.25, seed=1)
+    text = np.array(dataset.prompts, dtype=object)[dataset.prompt_of_response[dataset.comparisons.chosen]]
+    test = dataset.comparisons.split == 2
+    assert test.any()
+    assert not set(text[test]) & set(text[~test])
+
+
 def test_conversations_go_to_test_whole(unsplit, tmp_path):
     table = pq.read_table(unsplit / "comparisons.parquet")
     prompts = sorted(set(table["prompt_id"].to_pylist()))
