@@ -25,6 +25,7 @@ from penchant.backbone.config import BackboneSettings
 from penchant.backbone.cut import check_cut, lower_activations
 from penchant.backbone.features import cache_name
 from penchant.backbone.tokens import Text, tokenise
+from penchant.errors import BackboneError
 from penchant.storage import default_cache_folder
 
 _BLOCK = 256
@@ -72,12 +73,12 @@ class ActivationCache:
         self.bytes_used += path.stat().st_size
 
     def add(self, keys: Sequence[bytes], activations: Sequence[Tensor]) -> bool:
-        """Adds texts' activations (T, H) as a block; False, and nothing is written, where they do not fit in the budget.
+        """Adds texts' activations, float16 (T, H), as a block; False, and nothing is written, where the budget has no room.
 
         Raises:
             OutputError: The disk is full or the folder may not be written.
         """
-        values = torch.cat(list(activations)).half()
+        values = torch.cat(list(activations))
         if self.bytes_used + values.nbytes > self.budget_bytes:
             return False
         lengths = torch.tensor([0, *(len(rows) for rows in activations)])
@@ -141,6 +142,12 @@ class ActivationReader:
             hidden = lower_activations(self.model, self.layer, tokens)
             lengths = tokens["attention_mask"].sum(1)
             rows += [row[:length].half().cpu() for row, length in zip(hidden, lengths, strict=True)]
+        if not all(bool(row.isfinite().all()) for row in rows):
+            raise BackboneError(
+                f"What enters layer {self.layer} of this base is beyond float16, in which it is kept.",
+                where="experts.layers",
+                fix="Let experts sit in other layers, or take another base.",
+            )
         return rows
 
     def batch(self, texts: Sequence[Text]) -> tuple[dict[str, Tensor], Tensor]:

@@ -17,7 +17,7 @@ class BackboneSettings(Settings):
     (s3://bucket/path), or a model id of the Hugging Face hub."""
     revision: str | None = None
     """Revision of a hub model."""
-    pooling: tuple[Literal["mean", "first", "last"], ...] = ("mean", "first")
+    pooling: tuple[Literal["mean", "first", "last"], ...] = Field(("mean", "first"), min_length=1)
     """Poolings of the last layer, concatenated: mean over tokens, first token, or last token (for decoders)."""
     max_tokens: int = Field(128, ge=8, le=32_768)
     """Tokens of prompt and response together; the response is cut."""

@@ -100,6 +100,8 @@ def keep_upper(model: nn.Module, layer: int) -> None:
     setattr(model.get_submodule(path), name, kept)
     config: Any = model.config
     config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):  # Gemma's layers that see all, and those that see a window, by position
+        config.layer_types = config.layer_types[layer:]
     config.use_cache = False  # a key-value cache counts the layers that were; a text is read once anyhow
 
     def open_call(_: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:

@@ -12,9 +12,13 @@ Text = tuple[str, str]
 
 
 def tokenise(tokenizer: Any, texts: Sequence[Text], settings: BackboneSettings) -> Any:
-    """`input_ids` and `attention_mask` (B, T) of (prompt, response) pairs, padded on the right; the response is cut."""
+    """`input_ids` and `attention_mask` (B, T) of (prompt, response) pairs, padded on the right; the response is cut.
+
+    A prompt that would leave it no token at all (200 characters of code or Chinese may be as many tokens) is halved till it does.
+    """
+    room = settings.max_tokens - tokenizer.num_special_tokens_to_add(pair=True)
     return tokenizer(
-        [prompt[: settings.prompt_characters] for prompt, _ in texts],
+        _with_room([prompt[: settings.prompt_characters] for prompt, _ in texts], tokenizer, room),
         [response for _, response in texts],
         truncation="only_second",
         max_length=settings.max_tokens,
@@ -22,3 +26,19 @@ def tokenise(tokenizer: Any, texts: Sequence[Text], settings: BackboneSettings) 
         padding_side="right",
         return_tensors="pt",
     )
+
+
+def _with_room(prompts: list[str], tokenizer: Any, room: int) -> list[str]:
+    def tokens(some: list[str]) -> list[int]:
+        return [len(own) for own in tokenizer(some, add_special_tokens=False)["input_ids"]] if some else []
+
+    # No tokenizer makes more tokens of a text than it has bytes: most prompts need not be looked at.
+    long = sorted({prompt for prompt in prompts if len(prompt.encode("utf-8", "replace")) >= room})
+    cut = {}
+    for prompt, count in zip(long, tokens(long), strict=True):
+        short = prompt
+        while count >= room:
+            short = short[: len(short) // 2]
+            (count,) = tokens([short])
+        cut[prompt] = short
+    return [cut.get(prompt, prompt) for prompt in prompts]

@@ -115,4 +115,8 @@ def hold_out_valid(split: np.ndarray, user: np.ndarray, share: float, random: np
     count = np.bincount(user[order], minlength=int(user.max(initial=-1)) + 1)[user[order]]
     rank = np.arange(len(order)) - start
     # Rounded down, so that somebody with few comparisons keeps them all for training.
-    split[order[rank < np.minimum(np.floor(share * count + 1e-9), count - 1)]] = "valid"
+    wanted = np.minimum(np.floor(share * count + 1e-9), count - 1)
+    if not wanted.any():  # everybody has few: then by lot, or there would be nothing to choose a model by
+        lot = random.random(int(user.max(initial=-1)) + 1)[user[order]]
+        wanted = np.minimum(np.floor(share * count + lot), count - 1)
+    split[order[rank < wanted]] = "valid"

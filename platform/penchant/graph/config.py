@@ -92,3 +92,9 @@ class GraphSettings(Settings):
     so that the reward stage can learn from comparisons which the embedding does not already hold. 0: none (published)."""
     seed: int = Field(0, ge=0)
     """Fixes initial rows, left-out pairs and dropped edges."""
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> GraphSettings:
+        if self.folds == 1:
+            raise ValueError("one fold would hide all comparisons: 0 for none, or 2 and more")
+        return self

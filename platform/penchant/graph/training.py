@@ -155,13 +155,17 @@ class GraphTrainer:
         return float(total[0] / total[1].clamp(min=1))
 
     def run(self) -> Iterator[GraphProgress]:
-        """Trains to the end, yielding at each look at the validation comparisons; resumes from a loaded state."""
+        """Trains to the end, yielding at each look at the validation comparisons; resumes from a loaded state.
+
+        Without validation comparisons the last step is kept.
+        """
+        can_choose = bool(self.collective.sum(self.valid.positive.user.new_tensor(float(len(self.valid.comparison)))) > 0)
         while self.step_number < self.settings.max_steps and not self.exhausted:
             loss = self.step()
             if self.step_number % self.settings.evaluate_every and self.step_number < self.settings.max_steps:
                 continue
             accuracy = self.validate()
-            improved = accuracy > self.best_accuracy
+            improved = accuracy > self.best_accuracy or not can_choose
             if improved:
                 self.best_accuracy, self.best_step = accuracy, self.step_number
                 self.best_state = self._snapshot()

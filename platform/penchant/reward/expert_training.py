@@ -119,7 +119,7 @@ class ExpertTrainer:
         )
         self.batches = deal(np.flatnonzero(~data.valid), groups_per_step=settings.prompts_per_step)
         looks = deal(np.flatnonzero(data.valid), groups_per_step=settings.valid_prompts)
-        self.looks = looks.step(0) if looks.groups else []
+        self.looks = looks.step(0)[: len(looks.groups)] if looks.groups else []  # a second round would count them twice
         self.users = {
             name: None if users is None else (users.embedding.to(device), users.row) for name, users in data.users.items()
         }

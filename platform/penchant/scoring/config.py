@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class OnboardingSettings(Settings):
     user's own edges. `neighbours`: the paper's. `prototypes`: weighed by the reward model's margins; any text will do."""
     prototypes: int = Field(32, ge=1)
     """Prototype users: k-means centres of the seen users' embeddings."""
-    temperatures: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.01, 0.02, 0.05, 0.1, 0.2, 0.5), min_length=1)
     """Softmax temperatures of `prototypes` to choose from."""
     neighbour_temperature: float = Field(PAPER_TEMPERATURE, gt=0)
     """Softmax temperature of `neighbours` (CoPL, section 4.1)."""

@@ -7,6 +7,10 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    Gemma2Config,
+    Gemma2Model,
+    Gemma3TextConfig,
+    Gemma3TextModel,
     GemmaConfig,
     GemmaModel,
     LlamaConfig,
@@ -21,6 +25,15 @@ MODELS = {
     "bert": lambda: BertModel(BertConfig(**SMALL)),
     "llama": lambda: LlamaModel(LlamaConfig(**SMALL, num_key_value_heads=2)),
     "gemma": lambda: GemmaModel(GemmaConfig(**SMALL, num_key_value_heads=2, head_dim=8)),
+}
+
+
+# Every other layer sees a window of two tokens.
+WINDOWED = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 2}
+TYPES = ["sliding_attention", "full_attention"] * 2
+MODELS |= {
+    "gemma2": lambda: Gemma2Model(Gemma2Config(**WINDOWED, layer_types=TYPES)),
+    "gemma3_text": lambda: Gemma3TextModel(Gemma3TextConfig(**WINDOWED, layer_types=TYPES)),
 }
 
 

@@ -56,6 +56,16 @@ def test_features_in_a_file_are_those_in_memory(settings, tmp_path):
     assert [found.name for found in tmp_path.glob("*features*")] == ["features.safetensors"]
 
 
+def test_a_prompt_that_fills_the_window_leaves_room_for_the_response(settings):
+    extractor = FeatureExtractor(settings.model_copy(update={"surface": False, "prompt_characters": 2000, "max_tokens": 16}))
+    one, other = extractor.features([("tides " * 40, "Step one."), ("tides " * 40, "Be careful.")])
+    assert np.isfinite(one).all()
+    assert not np.array_equal(one, other)
+    # The prompt is halved till it leaves room: 240 characters, 120, 60, which are 10 words.
+    (same,) = extractor.features([("tides " * 10, "Step one.")])
+    assert np.array_equal(one, same)
+
+
 def test_damaged_block_is_computed_again(settings, tmp_path):
     extractor = FeatureExtractor(settings, FeatureCache(tmp_path))
     whole = extractor.features(TEXTS)

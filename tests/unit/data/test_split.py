@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from penchant.data import PreferenceDataset
-from penchant.data.split import split_dataset
+from penchant.data.split import hold_out_valid, split_dataset
 from penchant.errors import ConfigError, DataError, OutputError
 
 
@@ -67,6 +67,14 @@ def test_ids_that_are_numbers_are_told(unsplit, tmp_path):
     pq.write_table(table.set_column(at, "user_id", [list(range(table.num_rows))]), unsplit / "comparisons.parquet")
     with pytest.raises(DataError, match=r"'user_id' must be a string \(got int64\)"):
         split_dataset(unsplit, tmp_path / "out")
+
+
+def test_where_everybody_has_few_choices_some_are_valid_all_the_same():
+    user = np.arange(60).repeat(4)
+    split = np.full(len(user), "train", dtype=object)
+    hold_out_valid(split, user, 0.1, np.random.default_rng(0))
+    assert 0 < (split == "valid").sum() < 60
+    assert np.bincount(user[split == "valid"]).max() == 1
 
 
 def test_split_is_seeded(unsplit, tmp_path):

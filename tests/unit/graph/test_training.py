@@ -20,12 +20,13 @@ ENCODERS = {
 }
 
 
-def trainer(dataset, encoder, features=None, **optimization):
+def trainer(dataset, encoder, features=None, *, valid=True, **optimization):
     if features is None:
         features = np.random.default_rng(0).normal(size=(len(dataset.response_ids), 6)).astype(np.float32)
     shards = []
     for split in ("train", "valid"):
         part = dataset.select(split=split, cohort="seen")
+        part = part if valid or split == "train" else part.take(np.zeros(0, dtype=np.int64))
         shards.append(
             PreferenceShard.build(
                 part.user, part.chosen, part.rejected, np.arange(len(part)),
@@ -157,6 +158,14 @@ def test_rows_do_not_depend_on_the_sharding():
     whole = initial_rows(0, 10, 4, seed=5, stream=1, dtype=torch.float64)
     parts = [initial_rows(start, stop, 4, seed=5, stream=1, dtype=torch.float64) for start, stop in ((0, 3), (3, 10))]
     assert torch.equal(whole, torch.cat(parts))
+
+
+def test_without_validation_comparisons_the_last_step_is_kept(planted):
+    graph = trainer(planted[0], ENCODERS["text"], valid=False, max_steps=60, patience=1)
+    assert len(list(graph.run())) > 1
+    assert graph.best_step == graph.step_number == graph.settings.max_steps
+    for name, value in graph.encoder.state_dict().items():
+        assert torch.equal(value, graph.best_state[name])
 
 
 def test_a_mixture_is_one_layer():

@@ -85,3 +85,13 @@ class FitSettings(Settings):
     """Workers and checkpoints. The graph is the same with any number of workers; the other stages draw their dropout anew."""
     tracking: TrackingSettings = TrackingSettings()
     """Where else learning curves go."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FitSettings:
+        others = [name for name, candidate in self.graph.candidates.items() if not candidate.encoder.inductive]
+        if self.onboarding.kind == "forward" and others and self.method.name == "penchant":
+            raise ValueError(
+                f"onboarding.kind: forward needs encoders with user_init: shared and response_init: text or id+text, and"
+                f" candidate {others[0]!r} is none"
+            )
+        return self

@@ -168,6 +168,10 @@ def _notes(dataset: PreferenceDataset, has_oracle: bool) -> list[str]:
     notes = [str(warning) for warning in dataset.warnings]
     if not has_oracle:
         notes.append("The users' true groups are not known: there is no oracle, and the wrong user is a random other one.")
+    if not len(dataset.select(split="valid", cohort="seen")):
+        notes.append(
+            "Seen users have no valid comparisons: training kept its last steps, and of the graph's candidates the first."
+        )
     if dataset.comparisons.controversial is None:
         notes.append("The comparisons do not say which pairs are controversial: only all of them are shown.")
     if dataset.seen.all():

@@ -56,8 +56,8 @@ class CheckedSearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> Any:
         """The values of the next trial; `Searcher.FINISHED` where there is nothing left to try."""
-        in_vain = 0
-        while in_vain < 2 * _PATIENCE:
+        in_vain, refused = 0, 0
+        while in_vain < 2 * _PATIENCE and refused < _FEW:
             values: Any = super().suggest(trial_id)
             key = fingerprint(values)
             if key not in self.used:
@@ -65,6 +65,7 @@ class CheckedSearch(OptunaSearch):
                 reason = self.check(values)
                 if reason is None:
                     return values
+                refused += 1
                 self.journal.write(event="refused", values=values, reason=reason)
                 # Optuna learns that this is no good place, which it would not from a failure.
                 self._give_back(trial_id, TrialState.PRUNED)

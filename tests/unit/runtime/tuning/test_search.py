@@ -83,6 +83,13 @@ def test_several_objectives(make):
     assert [trial.values for trial in search._ot_study.trials if trial.values] != []
 
 
+def test_where_nothing_can_be_the_search_ends(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("penchant.runtime.tuning.search._FEW", 30)
+    search = make(parameters={RANK: {"choice": [2]}, TOP: {"choice": [4]}, "experts.dropout": {"uniform": [0.0, 0.5]}})
+    assert search.suggest("0") == Searcher.FINISHED
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 30
+
+
 def test_a_space_of_numbers_does_not_end(make):
     search = make(parameters={RANK: {"choice": [8]}, TOP: {"choice": [1]}, "experts.dropout": {"uniform": [0.0, 0.5]}})
     proposed = [search.suggest(str(number))["experts.dropout"] for number in range(20)]
