@@ -51,6 +51,8 @@ class FrozenTable:
 class ExpertTable:
     """A base with experts: each (text, route) is encoded when it is first asked for, and kept.
 
+    Base, adapters and gates are where the reader puts its batches; the head, users and what is kept stay on the CPU.
+
     Args:
         model: In eval mode.
         reader: Makes texts ready for the model's base.
@@ -79,10 +81,10 @@ class ExpertTable:
     def score(self, row_N: np.ndarray, user_ND: Tensor | None) -> Tensor:
         """See `ScoreTable.score`."""
         model = self.model
-        text_N = torch.from_numpy(row_N)
+        text_N = torch.from_numpy(row_N).to(self.reader.device)
         routing = None
         if user_ND is not None and model.mole is not None:
-            user_UD, user_N = torch.unique(user_ND, dim=0, return_inverse=True)
+            user_UD, user_N = torch.unique(user_ND.to(self.reader.device), dim=0, return_inverse=True)
             routed = model.route(user_UD)
             assert routed is not None
             routing = Routing(routed.routes, user_N)
@@ -91,7 +93,7 @@ class ExpertTable:
             hidden_SH = self._look_up(sequences.text, sequences.routing)
         else:
             hidden_SH = self._encode(sequences.text, sequences.routing)  # a route of one's own is not asked for again
-        return model.head.score(hidden_SH[sequences.asking], user_ND)
+        return model.head.score(hidden_SH[sequences.asking.cpu()], user_ND)
 
     def _look_up(self, text_S: Tensor, routing: Routing | None) -> Tensor:
         """Hidden vectors (S, H) of sequences, which are known again by their text and expert."""
@@ -107,6 +109,7 @@ class ExpertTable:
         order, parts = length_S.argsort(), []
         for rows in order.split(self.batch_size):
             texts = self.reader.read([self.texts[text] for text in text_S[rows].tolist()])
-            parts.append(self.model.head.hidden(self.model.features(texts, None if routing is None else routing.take(rows))))
+            features = self.model.features(texts, None if routing is None else routing.take(rows))
+            parts.append(self.model.head.hidden(features.cpu()))
             self.on_progress(min(len(parts) * self.batch_size, len(order)), len(order))
         return torch.cat(parts)[order.argsort()]

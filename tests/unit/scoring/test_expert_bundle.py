@@ -77,6 +77,18 @@ def test_saved_and_loaded_gives_the_same_scores(expert_bundle, made, planted, bu
     assert not torch.allclose(frozen, tables["personalised"].score(rows, users), atol=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_scores_as_the_cpu_does(expert_bundle, planted):
+    prompt, texts = planted[0].prompts[0], planted[0].responses[:5]
+    user = str(PersonalisedRewardModel.load(expert_bundle).parts.user_ids[3])
+    own, other = (
+        PersonalisedRewardModel.load(expert_bundle, device=device).score(user, prompt, texts) for device in ("cpu", "cuda")
+    )
+    assert other.score == pytest.approx(own.score, abs=1e-3)
+    assert other.uniform == pytest.approx(own.uniform, abs=1e-3)
+
+
 def test_who_is_forgotten_has_no_experts_and_the_others_keep_theirs(expert_bundle, bundle, tmp_path):
     first, second = bundle[1].user_ids[:2]
     forget_users(expert_bundle, [first], out=tmp_path / "without")
