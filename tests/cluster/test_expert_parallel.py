@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 from penchant.artifacts import read_tensors, write_tensors
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.reading import TextBatch, trainable_part
+from penchant.reward import experts
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.expert_training import ExpertData, ExpertTrainer
 from penchant.reward.experts import ExpertModel, add_experts, add_lora
@@ -39,6 +40,7 @@ class NumberedTexts:
 
 
 def train(mode: str = "alone", **parallel) -> tuple[dict[str, torch.Tensor], int]:
+    experts._SEQUENCES_AT_ONCE = 3  # so that workers with more texts go through the base more often
     torch.manual_seed(0)
     backbone = BackboneSettings(pooling=("mean", "last"), surface=False)
     whole = LlamaModel(

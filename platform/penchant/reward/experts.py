@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,9 @@ class ExpertModel(nn.Module):
         self.mole = config if isinstance(config, MoleConfig) else None
         self.precision: torch.dtype | None = None
         """Of the base's pass; None for its own."""
+        self.most_passes: Callable[[int], int] | None = None
+        """Of a base that is sharded over workers: from how often this one goes through it to how often the one with most to read
+        does, which all have to, since each pass gathers the layers from all."""
 
     @property
     def routes_are_few(self) -> bool:
@@ -80,10 +84,14 @@ class ExpertModel(nn.Module):
         Texts of like length go through the base together, so that little padding is encoded.
         """
         order = texts.lengths().argsort()
+        chunks = order.split(_SEQUENCES_AT_ONCE)
+        idle = 0 if self.most_passes is None else self.most_passes(len(chunks)) - len(chunks)
         parts = [
             self._features(texts.take(rows), None if routing is None else routing.take(rows))
-            for rows in order.split(_SEQUENCES_AT_ONCE)
+            for rows in [*chunks, *[order[:1]] * idle]
         ]
+        # Nothing of an idle pass is kept, but the backward pass goes through it, as the others' do.
+        parts[len(chunks) :] = [part[:0] for part in parts[len(chunks) :]]
         return torch.cat(parts)[order.argsort()]
 
     def _features(self, texts: TextBatch, routing: Routing | None) -> Tensor:

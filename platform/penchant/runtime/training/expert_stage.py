@@ -92,7 +92,8 @@ def expert_loop(config: dict[str, Any]) -> None:
         if settings.gradient_checkpointing:
             model.checkpoint_gradients()
     parallel: dict[str, Any] = {"wrap": ray.train.torch.prepare_model}
-    if settings.sharding == "fsdp":
+    if settings.sharding == "fsdp" and checkpointer.world_size > 1:
+        del whole  # nothing but the shards is to hold the weights; a reader of lower layers still does
         for model in models.values():
             shard_base(model, device)
         parallel = {"average": average}

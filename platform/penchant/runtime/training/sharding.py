@@ -6,6 +6,7 @@ gradients are averaged here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,14 @@ def shard_base(model: ExpertModel, device: torch.device) -> None:
     for layer in base.get_submodule(LAYERS[kind]).children():
         # Each layer is a root of its own here, and a root is kept gathered after its forward pass unless told otherwise.
         fully_shard(layer, mesh=mesh, ignored_params=trained, reshard_after_forward=True)
+    model.most_passes = functools.partial(_most, device=device)
+
+
+def _most(own: int, device: torch.device) -> int:
+    """The largest of the workers' numbers."""
+    most = torch.tensor(own, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
 
 
 def average(gradients: Sequence[Tensor]) -> None:
