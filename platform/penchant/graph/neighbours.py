@@ -26,6 +26,8 @@ class NeighbourIndex:
     """int64 (R + 1,): where each response's run of choosers starts."""
     chooser: np.ndarray
     """int32 (E,): seen users who chose the response, grouped by response."""
+    times: np.ndarray
+    """int32 (E,): how often they did, against other responses."""
     cap: int = 512
     """Neighbours taken from one response at most: an evenly spaced sample, always the same."""
 
@@ -40,7 +42,8 @@ class NeighbourIndex:
         first[1:] = (chosen[1:] != chosen[:-1]) | (user[1:] != user[:-1])
         offset = np.zeros(len(response_RD) + 1, dtype=np.int64)
         np.cumsum(np.bincount(chosen[first], minlength=len(response_RD)), out=offset[1:])
-        return cls(user_UD, response_RD, offset, user[first].astype(np.int32), cap)
+        times = np.diff(np.append(np.flatnonzero(first), len(first)))
+        return cls(user_UD, response_RD, offset, user[first].astype(np.int32), times.astype(np.int32), cap)
 
     def neighbours(self, chosen: np.ndarray) -> np.ndarray:
         """Seen users who chose one of these responses: distinct rows, ascending."""

@@ -6,7 +6,7 @@
     graph/users.safetensors      their embeddings (U, D), L2-normalised
     graph/responses.parquet      ids and text keys of the responses, in row order
     graph/responses.safetensors  their embeddings by layer (L + 1, R, D) and degrees (2, R)
-    graph/choosers.safetensors   who chose what: offsets (R + 1,) and users (E,)
+    graph/choosers.safetensors   who chose what: offsets (R + 1,), users and how often (E,)
     reward/personalised.safetensors, reward/uniform.safetensors   the heads
     reward/prototypes.safetensors                                 prototype users (K, D)
     onboarding/questions.parquet                                  texts that new users may be asked to choose between
@@ -92,7 +92,11 @@ def write_bundle(folder: Path, parts: BundleParts, *, dataset: str, counts: Mapp
         write_tensors(graph / "responses.safetensors", {"layers": parts.response_layers, "degree": parts.response_degree})
         write_tensors(
             graph / "choosers.safetensors",
-            {"offset": torch.from_numpy(parts.neighbours.offset), "user": torch.from_numpy(parts.neighbours.chooser)},
+            {
+                "offset": torch.from_numpy(parts.neighbours.offset),
+                "user": torch.from_numpy(parts.neighbours.chooser),
+                "times": torch.from_numpy(parts.neighbours.times),
+            },
         )
         write_tensors(reward / "personalised.safetensors", parts.personalised.state_dict())
         write_tensors(reward / "uniform.safetensors", parts.uniform.state_dict())
@@ -160,7 +164,11 @@ def read_bundle(folder: str | Path) -> tuple[Manifest, BundleParts]:
         response_layers=responses["layers"],
         response_degree=responses["degree"],
         neighbours=NeighbourIndex(
-            user_UD.numpy(), responses["layers"][-1].numpy(), choosers["offset"].numpy(), choosers["user"].numpy()
+            user_UD.numpy(),
+            responses["layers"][-1].numpy(),
+            choosers["offset"].numpy(),
+            choosers["user"].numpy(),
+            choosers.get("times", torch.ones_like(choosers["user"])).numpy(),  # which the first bundles did not say
         ),
         head_settings=head_settings,
         personalised=_read_head(weights["personalised"], head_settings, user_UD.shape[1], reward),

@@ -2,7 +2,7 @@
 
 - `graph/users`: their ids and embeddings.
 - `graph/choosers`: what they chose. So nobody is onboarded by them as a neighbour.
-- `graph/responses`: of the degrees, their one edge to each response that they chose; else these degrees would still tell their
+- `graph/responses`: of the degrees, their edges to each response that they chose; else these degrees would still tell their
   choices, as those that no chooser accounts for.
 - `reward/prototypes`: a prototype is a mean of users, and a mean of one is that user. Those that they were nearest to are taken
   again without them, and those that stood for them alone are left out.
@@ -123,8 +123,9 @@ def _without_choosers(
     row_U = np.cumsum(kept_U) - 1
     chooser = row_U[index.chooser[kept_E]].astype(index.chooser.dtype)
     degree_2R = degree_2R.clone()
-    degree_2R[0] -= torch.from_numpy(np.bincount(response_E[~kept_E], minlength=responses))
-    return replace(index, user_UD=user_UD.numpy(), offset=offset, chooser=chooser), degree_2R
+    gone = np.bincount(response_E[~kept_E], weights=index.times[~kept_E], minlength=responses)
+    degree_2R[0] -= torch.from_numpy(gone).to(degree_2R.dtype)
+    return replace(index, user_UD=user_UD.numpy(), offset=offset, chooser=chooser, times=index.times[kept_E]), degree_2R
 
 
 def _prototypes_without(prototype_KD: Tensor, user_UD: Tensor, kept_U: Tensor) -> Tensor:

@@ -110,8 +110,9 @@ class Prepared:
 
     def prompts(self) -> np.ndarray:
         """The prompt of every response, counted from 0: int64 (R,)."""
-        column = pq.read_table(self.folder / "texts.parquet", columns=["prompt"])["prompt"].combine_chunks()
-        return column.dictionary_encode().indices.to_numpy().astype(np.int64)
+        # Encoded before it is joined: many long prompts, each repeated, are beyond what one string array holds.
+        column = pq.read_table(self.folder / "texts.parquet", columns=["prompt"])["prompt"].dictionary_encode()
+        return column.unify_dictionaries().combine_chunks().indices.to_numpy().astype(np.int64)
 
     def features(self) -> Tensor:
         """Features of the responses: (R, F), float16."""
