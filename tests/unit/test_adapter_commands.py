@@ -44,6 +44,15 @@ def test_a_user_takes_their_adapter_along_and_comes_back(store, tmp_path):
     assert all(bool((value == 1).all()) for value in store.get("ann", key=bytes.fromhex("ab" * 32)).values())
 
 
+def test_a_damaged_card_is_listed_and_the_others_too(store):
+    store.put(Card(user="bob", base=""), store.get("ann"))
+    (store.place("bob") / "card.json").write_text('{"user": "bob"')
+    listed = run("list", "--store", store.folder)
+    assert "ann" in listed
+    assert "1 users." in listed
+    assert f"Damaged: {store.place('bob')}" in listed.replace("\n", "")
+
+
 def test_mistakes_are_said(store, tmp_path):
     with pytest.raises(ArtifactError, match="'bob' has no adapter"):
         run("delete", "bob", "--store", store.folder)

@@ -43,9 +43,14 @@ def read_card(folder: Path) -> Card:
         ArtifactError: It is not there, or is damaged.
     """
     try:
-        return Card(**read_json(folder / CARD))
+        card = Card(**read_json(folder / CARD))
+        if not isinstance(card.user, str):
+            raise TypeError(f"user is {card.user!r}")
+        return card
     except TypeError as error:
-        raise ArtifactError(f"The card is damaged ({error}).", where=str(folder / CARD), fix="Fit the adapter again.") from None
+        raise ArtifactError(
+            f"The card is damaged ({error}).", where=str(folder / CARD), fix="Fit the adapter again, or delete it."
+        ) from None
 
 
 def plain_config(config: PeftConfig) -> dict[str, Any]:

@@ -166,17 +166,43 @@ class AdapterStore:
         return hash((found.st_ino, found.st_mtime_ns))
 
     def users(self) -> Iterator[str]:
-        """The ids of everybody who has an adapter, in no order."""
+        """The ids of everybody who has an adapter, in no order; who is among the `damaged` ones cannot be told."""
+        return (user for user, _ in self._found() if user is not None)
+
+    def damaged(self) -> list[Path]:
+        """Folders that do not say whose they are: the card cannot be read, or is of a user whose place is another."""
+        return [folder for user, folder in self._found() if user is None]
+
+    def _found(self) -> Iterator[tuple[str | None, Path]]:
         for path in sorted((self.folder / "adapters").glob(f"??/[!.]*/{CARD}")):
-            yield read_card(path.parent).user
+            try:
+                user: str | None = read_card(path.parent).user
+            except ArtifactError:
+                user = None
+            yield user if user is not None and self.place(user) == path.parent else None, path.parent
 
     def card(self, user: str) -> Card:
         """What is known of a user's adapter.
 
         Raises:
-            ArtifactError: There is none, or its card is damaged.
+            ArtifactError: There is none, or its card is damaged or another user's.
         """
-        return read_card(self._find(user))
+        return self._card(self._find(user), user)
+
+    def _card(self, folder: Path, user: str) -> Card:
+        card = read_card(folder)
+        if card.user != user:  # a folder that was restored to the wrong place would answer in somebody else's name
+            raise ArtifactError(
+                f"What lies in the place of user {user!r} is another user's adapter.",
+                where=str(folder),
+                fix="Restore the right folder, or delete it and fit it again.",
+            )
+        return card
+
+    def is_encrypted(self, user: str) -> bool:
+        """Whether a user's adapter needs a key; asked of its files, since the card may be damaged."""
+        folder = self._existing(user)
+        return folder is not None and (folder / _ENCRYPTED).exists()
 
     def put(self, card: Card, tensors: Mapping[str, Tensor], *, key: bytes | None = None) -> None:
         """Keeps an adapter, in place of what the user had.
@@ -202,13 +228,13 @@ class AdapterStore:
         """A user's adapter.
 
         Raises:
-            ArtifactError: There is none; it is damaged; or it is encrypted, and this key does not open it.
+            ArtifactError: There is none; it is damaged or another user's; or it is encrypted, and this key does not open it.
         """
         return self._decoded(user, self._content(user, key), str(self.place(user)))
 
     def _content(self, user: str, key: bytes | None) -> bytes:
         folder = self._find(user)
-        card = read_card(folder)
+        card = self._card(folder, user)
         path = folder / (_ENCRYPTED if card.encrypted else _TENSORS)
         try:
             content = path.read_bytes()

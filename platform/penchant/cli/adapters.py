@@ -124,6 +124,8 @@ def adapters_list(store: StoreOption) -> None:
         table.add_row(escape(user), f"{card.examples:,}", f"{card.steps:,}", *losses, secret, card.created)
     console.print(table)
     console.print(f"{count:,} users.")
+    for folder in opened.damaged():
+        console.print(f"Damaged: {folder}. It does not say whose it is; fit its user again, or import a copy.", soft_wrap=True)
 
 
 @adapters_app.command("export")
