@@ -94,6 +94,8 @@ class PersonalSettings(Settings):
     """Each user's adapter."""
     fitting: FittingSettings = FittingSettings()
     """How it is fitted."""
+    replace_imported: bool = False
+    """Whether users who have an imported adapter are fitted, too; otherwise what they brought stays."""
 
 
 class TaskStageSettings(Settings):

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from penchant.adapters.bases import base_fingerprint
 from penchant.adapters.cards import Card
 from penchant.adapters.config import AdapterSettings
-from penchant.adapters.filling import fill, lacking
+from penchant.adapters.filling import fill, survey
 from penchant.adapters.store import AdapterStore
 from penchant.errors import ArtifactError, ConfigError, DataError
 
@@ -26,6 +26,15 @@ def make_store(folder, base, model):
 def drawn(shapes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator) * 0.3 for name, shape in shapes.items()}
+
+
+def edit_card(folder, **values):
+    card = folder / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | values))
+
+
+def lacking(store, fitter, users, **settings):
+    return survey(store, fitter.settings.model_copy(update=settings), fitter.reader, users).lacking
 
 
 @pytest.fixture
@@ -217,6 +226,7 @@ def test_encryption_at_rest(filled, tmp_path):
         store.get("ann", key=b"key")
     shutil.rmtree(store.place("bob"))
     shutil.copytree(store.place("ann"), store.place("bob"))  # somebody else's ciphertext does not open as one's own
+    edit_card(store.place("bob"), user="bob")
     with pytest.raises(ArtifactError, match="does not open"):
         store.get("bob", key=KEY)
     exported = store.export("ann", tmp_path / "mine", key=KEY)
@@ -235,12 +245,65 @@ def test_a_run_that_was_stopped_goes_on_with_the_others(tiny, label_base, tmp_pa
     assert {fitted.user for fitted in fill(store, again, users)} == set(users) - first
     for user in users:
         tiny.assert_same(store.get(user), whole[user].tensors, rtol=0, atol=1e-9)
-    assert lacking(store, fitter.settings, users) == []
+    assert lacking(store, fitter, users) == []
     # The published code names adapters by their place in the loop: with somebody gone, all later ones would be another's.
-    assert lacking(store, fitter.settings, {user: users[user] for user in reversed(users) if user != "user 1"}) == []
+    assert lacking(store, fitter, {user: users[user] for user in reversed(users) if user != "user 1"}) == []
     users["user 3"] = [*users["user 3"], users["user 0"][0]]
-    assert lacking(store, fitter.settings, users) == ["user 3"]
-    assert lacking(store, fitter.settings.model_copy(update={"epochs": 3}), users) == list(users)
+    assert lacking(store, fitter, users) == ["user 3"]
+    assert lacking(store, fitter, users, epochs=3) == list(users)
+
+
+def test_another_window_or_other_labels_are_another_adapter(tiny, label_base, tmp_path):
+    users = {"ann": tiny.make_examples("label", 3)}
+    fitter = tiny.make_fitter(*label_base, epochs=1)
+    store = make_store(tmp_path, label_base[0], fitter.model)
+    list(fill(store, fitter, users))
+    assert lacking(store, fitter, users) == []
+    fitter.reader.max_tokens = 8
+    assert lacking(store, fitter, users) == ["ann"]
+    fitter.reader.max_tokens, fitter.reader.labels = 32, {"low": 1, "middle": 0, "high": 2}
+    assert lacking(store, fitter, users) == ["ann"]
+
+
+def test_imported_and_encrypted_adapters_are_left_and_damaged_ones_are_fitted_again(tiny, label_base, tmp_path):
+    names = ("fitted", "imported", "encrypted", "both", "damaged", "damaged and encrypted", "new")
+    users = {name: tiny.make_examples("label", 3, seed=number) for number, name in enumerate(names)}
+    fitter = tiny.make_fitter(*label_base, epochs=1)
+    store = make_store(tmp_path / "store", label_base[0], fitter.model)
+    list(fill(store, fitter, {"fitted": users["fitted"]}))
+    mine = store.export("fitted", tmp_path / "mine")
+    for name in names[1:-1]:
+        store.import_folder(name, mine, key=KEY if name in ("encrypted", "both", "damaged and encrypted") else None)
+    edit_card(store.place("encrypted"), recipe="another")
+    for name in ("damaged", "damaged and encrypted"):
+        (store.place(name) / "card.json").write_text("{")
+    before = {name: store.version(name) for name in names}
+
+    def found(**asked):
+        found = survey(store, fitter.settings, fitter.reader, users, **asked)
+        return found.lacking, found.imported, found.encrypted, found.damaged
+
+    assert found() == (["damaged", "new"], 2, 2, 1)
+    assert found(replace_imported=True) == (["imported", "damaged", "new"], 0, 3, 1)
+    assert found(key_of=lambda user: KEY) == (["encrypted", "damaged", "damaged and encrypted", "new"], 2, 0, 2)
+    told = survey(store, fitter.settings, fitter.reader, users).warnings()
+    assert [words.split(", ")[1].split(" are ")[0] for words in told] == ["2 imported", "2 encrypted", "1 with damaged cards"]
+    assert {fitted.user for fitted in fill(store, fitter, users)} == {"damaged", "new"}
+    assert {name for name in names if store.version(name) != before[name]} == {"damaged", "new"}
+    assert {fitted.user for fitted in fill(store, fitter, users, replace_imported=True)} == {"imported"}
+    assert not survey(store, fitter.settings, fitter.reader, {"new": users["new"]}).warnings()
+
+
+def test_a_folder_that_was_restored_to_the_wrong_place_is_nobodys(filled):
+    store, _ = filled
+    shutil.rmtree(store.place("bob"))
+    shutil.copytree(store.place("ann"), store.place("bob"))
+    for read in (store.get, store.card, lambda user: store.export(user, store.folder.parent / "out")):
+        with pytest.raises(ArtifactError, match="another user's adapter") as refused:
+            read("bob")
+        assert "ann" not in str(refused.value)
+    assert list(store.users()) == ["ann"]
+    assert store.damaged() == [store.place("bob")]
 
 
 def test_a_writer_that_is_killed_leaves_the_old_adapter_or_the_new(filled):

@@ -16,7 +16,7 @@ import ray.train
 from penchant.adapters.bases import base_fingerprint, load_task_base, lowest_adapted, peft_config
 from penchant.adapters.config import PersonalSettings
 from penchant.adapters.examples import Example
-from penchant.adapters.filling import fill, lacking
+from penchant.adapters.filling import fill, survey
 from penchant.adapters.fitting import AdapterFitter
 from penchant.adapters.items import ItemReader
 from penchant.adapters.store import AdapterStore
@@ -25,7 +25,7 @@ from penchant.artifacts import fingerprint
 from penchant.backbone.grouped import GroupedModel
 from penchant.errors import DataError
 from penchant.runtime.training.config import WorkerSettings
-from penchant.runtime.training.progress import open_log
+from penchant.runtime.training.progress import ProgressLog, open_log
 from penchant.runtime.training.workers import prepare_worker, run_stage
 from penchant.storage import default_cache_folder
 
@@ -44,9 +44,11 @@ def fit_adapters(
 ) -> AdapterStore:
     """Fits an adapter for everybody, under Ray Train; Ray must be running. What the store in `out` has already is kept.
 
+    Imported adapters stay, too, unless the settings say otherwise, and encrypted ones always; the log says how many.
+
     Args:
         users: Each user's examples, oldest first.
-        out: Gets `store/`, `progress/adapters.jsonl` and what the workers read; on storage that all nodes share.
+        out: Gets `store/`, `progress/adapters.jsonl` and, while it runs, what the workers read; on storage that all nodes share.
         log: Where the learning curves go instead.
 
     Raises:
@@ -64,7 +66,10 @@ def fit_adapters(
     for user, examples in users.items():
         reader.check(user, examples)
     store = _store(out, base, settings, GroupedModel(base, peft_config(settings.adapter, base, settings.base.name), slots=1))
-    missing = lacking(store, settings.fitting, users)
+    found = survey(store, settings.fitting, reader, users, replace_imported=settings.replace_imported)
+    missing, place = found.lacking, (log or out / PROGRESS).resolve()
+    for words in found.warnings():
+        ProgressLog(place).write(warning=words)
     del base, reader
     if missing:
         write_examples(out / _EXAMPLES, {user: users[user] for user in missing})
@@ -72,10 +77,11 @@ def fit_adapters(
             "out": str(out),
             "settings": settings.model_dump(mode="json"),
             "cache": str(default_cache_folder()),
-            "log": str((log or out / PROGRESS).resolve()),
+            "log": str(place),
         }
         name = f"adapters-{fingerprint([config['settings'], sorted(missing)])[:10]}"
         run_stage(adapter_loop, config, name=name, storage=out / "checkpoints", settings=workers)
+        (out / _EXAMPLES).unlink()  # what users wrote is nowhere beside their own adapters
     return store
 
 
@@ -105,10 +111,13 @@ def adapter_loop(config: dict[str, Any]) -> None:
         cache_folder=Path(config["cache"]),
     )
     log, started, total = open_log(config["log"]), time.monotonic(), len(users)
-    already = total - len(lacking(store, settings.fitting, users))
-    for number, fitted in enumerate(fill(store, AdapterFitter(model, reader, settings.fitting), users), start=1):
+    already = total - len(survey(store, settings.fitting, reader, users, replace_imported=settings.replace_imported).lacking)
+    fitter = AdapterFitter(model, reader, settings.fitting)
+    for number, fitted in enumerate(fill(store, fitter, users, replace_imported=settings.replace_imported), start=1):
         rate = number / (time.monotonic() - started)
         log.write(
-            worker=rank, user=fitted.user, steps=fitted.steps, loss=fitted.loss, held_out_loss=fitted.held_out_loss,
+            # A digest of the user's id: the log stays when a user is deleted.
+            worker=rank, user=store.place(fitted.user).name, steps=fitted.steps,
+            loss=fitted.loss, held_out_loss=fitted.held_out_loss,
             done=world_size * (already + number), total=world_size * total, note=f"{3600 * rate:,.0f} users an hour a worker",
         )  # fmt: skip

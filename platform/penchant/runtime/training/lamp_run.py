@@ -141,7 +141,12 @@ class LampRun:
     def _fit_adapters(self, row: Variant, adapter: AdapterSettings) -> AdapterStore:
         targets = {name: fitted_history(user, row.history) for name, user in self.data.targets.items()}
         users = {user: examples for user, examples in self._builder(row.prompts).personal_of(targets).items() if examples}
-        settings = PersonalSettings(base=self._task_base(row.prompts), adapter=adapter, fitting=self.settings.fitting)
+        settings = PersonalSettings(
+            base=self._task_base(row.prompts),
+            adapter=adapter,
+            fitting=self.settings.fitting,
+            replace_imported=self.settings.replace_imported,
+        )
         return fit_adapters(users, settings, self.out / self._folder(row), self.workers, log=self.log)
 
     def _folder(self, row: Variant) -> str:

@@ -1,0 +1,60 @@
+"""The adapter stage without Ray: its one worker runs in this process."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from penchant.adapters.config import FittingSettings, PersonalSettings, TaskBaseSettings
+from penchant.runtime.training import adapter_stage
+from penchant.runtime.training.config import WorkerSettings
+from penchant.runtime.training.progress import ProgressLog
+
+
+@pytest.fixture
+def fit(tiny, tmp_path, monkeypatch):
+    """Fits users into a folder."""
+    base, tokenizer = tiny.make_base("label", torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    alone = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(adapter_stage.ray.train, "get_context", lambda: alone)
+    monkeypatch.setattr(adapter_stage, "prepare_worker", lambda config: "cpu")
+    monkeypatch.setattr(adapter_stage, "run_stage", lambda loop, config, **named: loop(config))
+
+    def fitting(users, **settings):
+        told = PersonalSettings(
+            base=TaskBaseSettings(name=str(tmp_path / "base"), max_tokens=32), fitting=FittingSettings(epochs=1), **settings
+        )
+        return adapter_stage.fit_adapters(users, told, tmp_path / "out", WorkerSettings())
+
+    return fitting
+
+
+def test_nothing_beside_the_store_says_who_was_fitted_on_what(fit, tiny, tmp_path):
+    users = {name: tiny.make_examples("label", 3, seed=number) for number, name in enumerate(("ann-lee", "bob-ray"))}
+    store = fit(users)
+    assert sorted(store.users()) == sorted(users)
+    store.delete("ann-lee")
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert tmp_path / "out" / adapter_stage.PROGRESS in files
+    for path in files:
+        content = path.read_bytes()
+        assert b"ann-lee" not in content
+        assert not any(example.prompt.encode() in content for example in users["ann-lee"] if len(example.prompt) > 20)
+
+
+def test_an_imported_adapter_stays_and_is_counted(fit, tiny, tmp_path):
+    users = {name: tiny.make_examples("label", 3, seed=number) for number, name in enumerate(("ann", "bob"))}
+    store = fit({"ann": users["ann"]})
+    store.import_folder("bob", store.export("ann", tmp_path / "mine"))
+    before = store.version("bob")
+    fit(users)
+    assert store.version("bob") == before
+    warnings = [
+        record["warning"] for record in ProgressLog(tmp_path / "out" / adapter_stage.PROGRESS).read() if "warning" in record
+    ]
+    assert len(warnings) == 1
+    assert "1 imported are left" in warnings[0]
+    fit(users, replace_imported=True)
+    assert store.version("bob") != before
