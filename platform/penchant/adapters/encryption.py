@@ -10,7 +10,11 @@ from penchant.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-_NONCE = 12
+_NONCE, _TAG = 12, 16
+
+
+class LockedError(ArtifactError):
+    """An adapter is encrypted, and there is no key, or it does not open with this one."""
 
 
 def encrypt(content: bytes, key: bytes, bound_to: bytes) -> bytes:
@@ -31,16 +35,19 @@ def decrypt(content: bytes, key: bytes, bound_to: bytes, *, where: str) -> bytes
     """What was encrypted.
 
     Raises:
-        ArtifactError: It was encrypted with another key or for something else, or was altered since.
+        LockedError: It was encrypted with another key or for something else, or was altered since.
+        ArtifactError: It is too short to be anything that was encrypted.
         ConfigError: The key has another length, or `cryptography` is not installed.
     """
     cipher = _cipher(key)
+    if len(content) < _NONCE + _TAG:
+        raise ArtifactError("It is cut short.", where=where, fix="Fit it again, or import a copy.")
     from cryptography.exceptions import InvalidTag
 
     try:
         return cipher.decrypt(content[:_NONCE], content[_NONCE:], bound_to)
     except InvalidTag:
-        raise ArtifactError("This key does not open it.", where=where, fix="Give the key that it was encrypted with.") from None
+        raise LockedError("This key does not open it.", where=where, fix="Give the key that it was encrypted with.") from None
 
 
 def _cipher(key: bytes) -> AESGCM:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from penchant import __version__
 from penchant.adapters.cards import CARD, Card, plain_config, read_card
-from penchant.adapters.encryption import decrypt, encrypt
+from penchant.adapters.encryption import LockedError, decrypt, encrypt
 from penchant.artifacts import read_json, replace_folder, write_json
 from penchant.backbone.grouped.model import check_adapter
 from penchant.errors import ArtifactError, DataError
@@ -228,7 +228,9 @@ class AdapterStore:
         """A user's adapter.
 
         Raises:
-            ArtifactError: There is none; it is damaged or another user's; or it is encrypted, and this key does not open it.
+            ArtifactError: There is none, or it is damaged or another user's.
+        LockedError: It is encrypted, and this key does not open it.
+        ConfigError: It is encrypted, and `cryptography` is not installed.
         """
         return self._decoded(user, self._content(user, key), str(self.place(user)))
 
@@ -251,7 +253,7 @@ class AdapterStore:
         if not card.encrypted:
             return content
         if key is None:
-            raise ArtifactError(f"The adapter of user {user!r} is encrypted.", where=str(path), fix="Give the user's key.")
+            raise LockedError(f"The adapter of user {user!r} is encrypted.", where=str(path), fix="Give the user's key.")
         return decrypt(content, key, self._sealed_for(user), where=str(path))
 
     def _decoded(self, user: str, content: bytes, where: str) -> dict[str, Tensor]:

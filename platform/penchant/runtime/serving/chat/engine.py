@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import random
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from penchant.adapters.applying import AdapterPool, Pinned
+from penchant.adapters.encryption import LockedError
 from penchant.backbone.grouped import Decoder, Row
 from penchant.errors import ArtifactError, ConfigError, DataError, PenchantError
 from penchant.runtime.serving.chat.events import Ended, Event, GenerationRequest, KeyNeeded, Started
@@ -26,6 +28,8 @@ from penchant.runtime.serving.chat.loop import Candidate, DecodingLoop, Job
 from penchant.runtime.serving.chat.room import Room
 from penchant.runtime.serving.chat.texts import TextStream, encode, end_tokens
 from penchant.runtime.serving.config import GeneratorSettings, LimitSettings
+
+log = logging.getLogger(__name__)
 
 
 class GenerationEngine:
@@ -167,16 +171,19 @@ class GenerationEngine:
 
     def _refuse_damaged(self, request: GenerationRequest, problem: PenchantError) -> None:
         """Raises what an adapter that cannot be read means; returns where the task model answers instead."""
-        encrypted = False
-        with contextlib.suppress(PenchantError):
-            encrypted = self.pool.store.card(request.user).encrypted
-        if encrypted:
+        if isinstance(problem, LockedError):
             what = "The user's adapter is encrypted" + (", and this key does not open it." if request.key else ".")
             fix = "Send the key that it was fitted or imported with, as 64 hexadecimal digits."
-            raise KeyNeeded(what, where="header.X-Adapter-Key", fix=fix)
+            raise KeyNeeded(what, where="header.X-Adapter-Key", fix=fix) from problem
+        # What an error says may quote an id; where the adapter lies, and what this installation lacks, do not.
+        reason = problem.what if isinstance(problem, ConfigError) else type(problem).__name__
+        log.warning("The adapter in %s cannot be used: %s", self.pool.store.place(request.user), reason)
         if self.settings.on_damaged == "error":
-            fix = "Fit or import it again; generator.on_damaged=task has the task model answer meanwhile."
-            raise ArtifactError("The user's adapter is damaged.", where="body.user", fix=fix) from problem
+            what, fix = "The user's adapter is damaged.", "Fit or import it again"
+            if isinstance(problem, ConfigError):
+                what, fix = "This service cannot open the user's adapter.", "Its log says why"
+            fix += "; generator.on_damaged=task has the task model answer meanwhile."
+            raise ArtifactError(what, where="body.user", fix=fix) from problem
 
     def _candidates(self, request: GenerationRequest, prompt: tuple[int, ...], slot: int) -> list[Candidate]:
         drawn = [random.Random(None if request.seed is None else f"{request.seed}/{n}") for n in range(request.candidates)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 import threading
 
 import pytest
@@ -261,6 +262,27 @@ def test_an_encrypted_adapter_asks_for_its_key_each_time(run, on_damaged):
 
     own, task = run(work, on_damaged=on_damaged)
     assert own != task
+
+
+def test_what_is_wrong_with_an_encrypted_adapter_is_no_matter_of_its_key(run, monkeypatch, caplog):
+    async def work(engine):
+        place = engine.pool.store.place("locked")
+        path, whole = place / "adapter_model.aes", (place / "adapter_model.aes").read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(ArtifactError, match="is damaged") as damaged:
+            await ask(engine, "locked", key=KEY)
+        assert isinstance(damaged.value.__cause__, ArtifactError)
+        path.write_bytes(whole)
+        monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+        with pytest.raises(ArtifactError, match="cannot open") as missing:
+            await ask(engine, "locked", key=KEY)
+        assert isinstance(missing.value.__cause__, ConfigError)
+        assert [str(place) in record.message for record in caplog.records] == [True, True]
+        assert "needs the package cryptography" in caplog.text
+        assert "locked" not in caplog.text
+        assert KEY.hex() not in caplog.text
+
+    run(work)
 
 
 def test_a_forgotten_users_adapter_is_gone_at_once(run):
