@@ -65,11 +65,19 @@ def peft_config(settings: AdapterSettings, base: Any, name: str) -> PeftConfig:
 
     Raises:
         ConfigError: PEFT has no choice of modules for this architecture, and none is given.
-        BackboneError: The base has no such layers.
+        BackboneError: The base has no such layers, or reads its label where a prompt would hide it.
     """
     task = TaskType.CAUSAL_LM if base.can_generate() else TaskType.SEQ_CLS
     common: dict[str, Any] = {"task_type": task, "base_model_name_or_path": name, "inference_mode": True}
     if settings.kind == "prompt_tuning":
+        if task == TaskType.SEQ_CLS and hasattr(base, "score"):
+            # transformers' decoders look for the last token in `input_ids`, which vectors in front of the words replace: without
+            # them, they read the last position, which is padding in all but the longest row.
+            raise BackboneError(
+                "Prompt tuning does not go with a decoder's label head.",
+                where="adapter.kind",
+                fix="Use lora or ia3, an encoder with a label head, or base.answers=text.",
+            )
         return PromptTuningConfig(num_virtual_tokens=settings.virtual_tokens, **common)
     first = lowest_adapted(base, settings)
     layers = range(first, base.config.num_hidden_layers)

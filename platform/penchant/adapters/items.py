@@ -20,6 +20,7 @@ from penchant.adapters.bases import base_fingerprint, label_numbers
 from penchant.adapters.examples import Example
 from penchant.backbone.activations import ActivationCache
 from penchant.backbone.cut import lower_activations
+from penchant.backbone.loading import check_window
 from penchant.errors import DataError
 from penchant.storage import default_cache_folder
 
@@ -52,6 +53,9 @@ class ItemReader:
         lowest: The lowest adapted layer; what enters it is read from the cache, or computed where it does not fit.
         cache_bytes: The cache's budget; 0 for no cache.
         cache_folder: The machine's unless told otherwise; activations lie in it by the base's fingerprint.
+
+    Raises:
+        ConfigError: The base has fewer positions than the longest item has tokens.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class ItemReader:
         cache_bytes: int = 0,
         cache_folder: Path | None = None,
     ) -> None:
+        check_window(base.config, max_tokens, where="base.max_tokens")
         self.base, self.tokenizer, self.max_tokens, self.lowest = base, tokenizer, max_tokens, lowest
         self.labels = None if base.can_generate() else label_numbers(base)
         self.cache: ActivationCache | None = None

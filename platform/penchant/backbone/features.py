@@ -14,7 +14,7 @@ from penchant import __version__
 from penchant.artifacts import fingerprint
 from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.config import BackboneSettings
-from penchant.backbone.loading import load_backbone, locate
+from penchant.backbone.loading import check_window, load_backbone, locate, read_config
 from penchant.backbone.pooling import pool
 from penchant.backbone.surface import SURFACE_NAMES, surface_features
 from penchant.backbone.tokens import Text, tokenise
@@ -53,12 +53,13 @@ class FeatureExtractor:
         return self._loaded
 
     def check(self) -> None:
-        """Fails early if the base model is not there.
+        """Fails early if the base model is not there, or has fewer positions than a text has tokens.
 
         Raises:
             BackboneError: It is not there.
+            ConfigError: `max_tokens` is more than it reads.
         """
-        locate(self.settings.name)
+        check_window(read_config(self.settings), self.settings.max_tokens, where="backbone.max_tokens")
         if self.settings.name != "minilm":
             self._load()
 

