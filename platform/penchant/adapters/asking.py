@@ -57,6 +57,20 @@ def median_stars(probability_QL: Tensor, stars: Sequence[int]) -> list[str]:
     return [str(stars[order[at]]) for at in reached.argmax(1)]
 
 
+def answering_adapters(row: str, users: Sequence[str], adapted: Sequence[str], seed: int) -> dict[str, dict[str, str]]:
+    """Row -> user -> whose adapter answers: a row's own, and one of wrong users where anybody has an adapter of another.
+
+    Args:
+        row: Its name.
+        users: Who is asked about.
+        adapted: Those of them who have an adapter; nobody's answers for the others.
+    """
+    whose, wrong = {row: {user: user for user in users}}, wrong_users(sorted(adapted), seed)
+    if wrong:
+        whose[f"{row}, wrong user"] = {user: wrong.get(user, NOBODY) for user in users}
+    return whose
+
+
 def wrong_users(users: Sequence[str], seed: int) -> dict[str, str]:
     """For each user a random other one; everybody is somebody's. Fewer than two users have no other: empty."""
     if len(users) < 2:

@@ -170,7 +170,7 @@ def _table(title: str, group: dict[str, Any]) -> Table:
             if difference is None:
                 shown.append("")
                 continue
-            colour = {"better": "green", "worse": "red"}.get(verdict(metric, difference), "default")
+            colour = {"better": "green", "worse": "red"}.get(verdict(metric, difference, group["users"]), "default")
             span = escape(f"[{difference['low']:+.3f}, {difference['high']:+.3f}]")
             shown.append(f"[{colour}]{difference['value']:+.3f} {span}[/]")
         table.add_row(escape(row), *shown)

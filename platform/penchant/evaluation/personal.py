@@ -23,6 +23,8 @@ from penchant.evaluation.metrics import interval
 AGAINST = "base"
 """The row that the others are compared with: the task base, which is not personalised."""
 LOWER_IS_BETTER = frozenset({"mae", "rmse"})
+FEWEST_USERS = 5
+"""With fewer there is no verdict: a bootstrap over so few is too narrow, and over one it has no width at all."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,13 @@ def _cell(found: Judged, against: Judged, compared: bool) -> dict[str, Any]:
     return cell
 
 
-def verdict(metric: str, difference: Mapping[str, float]) -> str:
-    """`better`, `worse` or `no difference shown`: whether a paired interval excludes 0, and on which side."""
+def verdict(metric: str, difference: Mapping[str, float], users: int) -> str:
+    """`better`, `worse` or `no difference shown`: whether a paired interval excludes 0, and on which side.
+
+    Of fewer than `FEWEST_USERS` users it is `too few users`.
+    """
+    if users < FEWEST_USERS:
+        return "too few users"
     if difference["low"] <= 0 <= difference["high"]:
         return "no difference shown"
     return "better" if (difference["value"] < 0) == (metric in LOWER_IS_BETTER) else "worse"

@@ -15,7 +15,7 @@ from penchant.evaluation.personal import AGAINST, LOWER_IS_BETTER, verdict
 METRIC_NAMES = {
     "accuracy": "Accuracy", "macro_f1": "Macro-F1", "mae": "MAE", "rmse": "RMSE", "rouge_1": "ROUGE-1", "rouge_l": "ROUGE-L",
 }  # fmt: skip
-_COLOURS = {"better": "#2a9d6f", "worse": "#d1495b", "no difference shown": "#8a8f98"}
+_COLOURS = {"better": "#2a9d6f", "worse": "#d1495b", "no difference shown": "#8a8f98", "too few users": "#c3c7cf"}
 
 
 def write_personal_report(path: Path, results: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def headline(results: dict[str, Any]) -> list[str]:
             continue
         span = f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
         score = f"{METRIC_NAMES[metric]} {cells[metric]['value']:.3f}"
-        sentences.append(f"{row}: {score}, {span} against the task base: {verdict(metric, difference)}.")
+        sentences.append(f"{row}: {score}, {span} against the task base: {verdict(metric, difference, group['users'])}.")
     return sentences
 
 
@@ -67,7 +67,7 @@ def differences_plot(results: dict[str, Any]) -> go.Figure:
     words = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
     figure = plain_figure("")
     for said, colour in _COLOURS.items():
-        rows = [row for row, cell in cells.items() if verdict(metric, cell) == said]
+        rows = [row for row, cell in cells.items() if verdict(metric, cell, group["users"]) == said]
         if not rows:
             continue
         value = np.array([cells[row]["value"] for row in rows])

@@ -3,7 +3,7 @@ import torch
 
 from penchant.adapters.answering import PersonalModel
 from penchant.adapters.applying import AdapterPool
-from penchant.adapters.asking import NOBODY, ask, median_stars, wrong_users
+from penchant.adapters.asking import NOBODY, answering_adapters, ask, median_stars, wrong_users
 from penchant.adapters.bases import base_fingerprint
 from penchant.adapters.cards import Card
 from penchant.adapters.config import AnswerSettings
@@ -29,6 +29,12 @@ def test_nobody_is_their_own_wrong_user_and_each_is_somebodys(count):
 
 def test_a_single_user_has_no_wrong_one():
     assert wrong_users(["ann"], seed=0) == {}
+    own = {"ann": "ann", "bob": "bob"}
+    assert answering_adapters("oppu", ["ann", "bob"], ["ann"], seed=0) == {"oppu": own}
+    assert answering_adapters("oppu", ["ann", "bob", "carl"], ["ann", "bob"], seed=0) == {
+        "oppu": own | {"carl": "carl"},
+        "oppu, wrong user": {"ann": "bob", "bob": "ann", "carl": NOBODY},
+    }
 
 
 def test_each_query_goes_through_the_adapter_that_is_named(tiny, label_base, tmp_path):

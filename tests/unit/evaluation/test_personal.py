@@ -45,7 +45,7 @@ def test_differences_are_paired():
     assert "difference" not in rows[AGAINST]["mae"]
     assert rows["same"]["mae"]["difference"] == {"value": 0, "low": 0, "high": 0}
     gain = rows["better"]["mae"]["difference"]
-    assert verdict("mae", gain) == "better"
+    assert verdict("mae", gain, users=30) == "better"
     assert gain["high"] - gain["low"] < rows["better"]["mae"]["high"] - rows["better"]["mae"]["low"], "pairing narrows it"
 
 
@@ -67,7 +67,18 @@ def test_users_without_queries_are_left_out():
 )
 def test_a_verdict_asks_for_an_interval_without_0(metric, difference, said):
     low, high = difference
-    assert verdict(metric, {"value": (low + high) / 2, "low": low, "high": high}) == said
+    assert verdict(metric, {"value": (low + high) / 2, "low": low, "high": high}, users=5) == said
+
+
+def test_of_few_users_there_is_no_verdict(reviews, tmp_path):
+    few = LampData(reviews.task, {"u1": reviews.targets["u1"]}, {})
+    answered = {AGAINST: {"u1": ["3"]}, "oppu": {"u1": ["2"]}}
+    results = personal_results(few, answered, LampSettings())
+    assert headline(results) == ["oppu: MAE 0.000, -1.000 [-1.000, -1.000] against the task base: too few users."]
+    write_personal_report(tmp_path / "report.html", results)
+    page = (tmp_path / "report.html").read_text()
+    assert "too few users" in page
+    assert ": better" not in page
 
 
 def test_activity_groups_hold_everybody_once_by_length():

@@ -22,7 +22,7 @@ import ray.train
 
 from penchant.adapters.answering import PersonalModel
 from penchant.adapters.applying import AdapterPool
-from penchant.adapters.asking import NOBODY, Outputs, ask, wrong_users
+from penchant.adapters.asking import NOBODY, Outputs, answering_adapters, ask
 from penchant.adapters.bases import base_fingerprint, load_task_base, peft_config
 from penchant.adapters.config import AdapterSettings, LampSettings, PersonalSettings, TaskBaseSettings
 from penchant.adapters.examples import Example
@@ -161,7 +161,7 @@ class LampRun:
         return row.folder if self.on == "queries" else f"{row.folder}-{self.on}"
 
     def answer(self) -> dict[str, Outputs]:
-        """What every row answers to the targets' queries; for each row with adapters, another one with the wrong users'.
+        """What every row answers to the targets' queries; for a row of two or more adapters, another one with the wrong users'.
 
         Needs what `fit` leaves.
         """
@@ -260,9 +260,8 @@ def _answer_loop(config: dict[str, Any]) -> None:
             personal = PersonalModel(pool, ItemReader(base, tokenizer, max_tokens=base_settings.max_tokens))
             whose = {row["name"]: dict.fromkeys(queries, NOBODY)}
             if row["store"]:
-                wrong = wrong_users(sorted(user for user in queries if user in store), settings.answers.seed)
-                whose = {row["name"]: {user: user for user in queries}}
-                whose[f"{row['name']}, wrong user"] = {user: wrong.get(user, NOBODY) for user in queries}
+                adapted = [user for user in queries if user in store]
+                whose = answering_adapters(row["name"], list(queries), adapted, settings.answers.seed)
             answered = {name: ask(personal, task, queries, owners, settings.answers) for name, owners in whose.items()}
             pool.close()
         write_json(place, answered)
