@@ -56,6 +56,13 @@ def test_accuracy_and_macro_f1_as_lamp_counts_them():
     assert perfect == {"accuracy": 1.0, "macro_f1": pytest.approx(2 / 15)}
 
 
+@pytest.mark.parametrize(
+    ("output", "error"), [("nan", 4), ("inf", 4), ("-inf", 4), ("1" * 400, 4), ("7", 2), ("0", 5), ("12", 7)]
+)
+def test_a_rating_is_finite_or_the_worst(output, error):
+    assert score(TASKS["LaMP_3"], [output], ["5"])["mae"] == error
+
+
 def test_mae_and_rmse_with_what_is_no_number_as_wrong_as_can_be():
     task = TASKS["LaMP_3"]
     scores = score(task, ["5", "3", "no idea", "no idea"], ["4", "3", "1", "4"])

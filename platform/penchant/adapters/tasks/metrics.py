@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,7 +61,10 @@ def score(task: LampTask, outputs: Sequence[str], golds: Sequence[str]) -> dict[
 
 def _stars(answer: str, gold: float) -> float:
     try:
-        return float(answer)
+        stars = float(answer)
     except ValueError:
-        # No number: as wrong as can be, as in LaMP's evaluation.
-        return 1.0 if abs(1 - gold) > abs(5 - gold) else 5.0
+        stars = math.nan
+    if math.isfinite(stars):
+        return stars
+    # No number: as wrong as can be, as in LaMP's evaluation.
+    return 1.0 if abs(1 - gold) > abs(5 - gold) else 5.0
