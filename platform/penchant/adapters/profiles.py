@@ -45,6 +45,10 @@ class Writer(Protocol):
         """What the model says to each prompt, without the prompt."""
         ...
 
+    def fits(self, prompt: str) -> bool:
+        """Whether the model's window has room for a prompt and what is written after it."""
+        ...
+
 
 class TemplateProfiler:
     """Profiles from counts: the commonest labels, how many stars, or how long and with which words somebody writes."""
@@ -86,7 +90,7 @@ class WrittenProfiler:
         task: One of the seven.
         writer: The model.
         folder: Where profiles are kept.
-        items: Items that the model is shown: the latest ones.
+        items: Items that the model is shown: the latest ones, and fewer where its window is small.
         item_words: Words of each of their fields.
     """
 
@@ -119,9 +123,13 @@ class WrittenProfiler:
                 write_json(path, {"profile": " ".join(text.split())})
 
     def prompt(self, items: Sequence[Item]) -> str:
-        """What the model is given."""
+        """What the model is given: as many of the latest items as its window has room for, and at least one."""
         shown = [self.prompts.shown(item, fields=None, max_words=self.item_words) for item in items[-self.items :]]
-        return "\n".join([PROFILE_INSTRUCTIONS[self.prompts.task.name], *shown, "Profile:"])
+        while True:
+            prompt = "\n".join([PROFILE_INSTRUCTIONS[self.prompts.task.name], *shown, "Profile:"])
+            if len(shown) <= 1 or self.writer.fits(prompt):
+                return prompt
+            shown.pop(0)
 
     def forget(self, user_id: str) -> None:
         """Takes away every profile of a user's."""

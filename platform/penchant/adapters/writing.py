@@ -25,6 +25,14 @@ class ModelWriter:
         self.model, self.tokenizer = model, tokenizer
         self.name = f"{name} greedy {max_new_tokens}"
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self._window: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    def fits(self, prompt: str) -> bool:
+        """Whether the model's window has room for a prompt and what is written after it."""
+        return self._room(len(self.tokenizer(prompt)["input_ids"]))
+
+    def _room(self, tokens: int) -> bool:
+        return self._window is None or tokens + self.max_new_tokens <= self._window
 
     @torch.inference_mode()
     def write(self, prompts: Sequence[str]) -> list[str]:
@@ -40,12 +48,11 @@ class ModelWriter:
                 batch, padding=True, padding_side="left", return_token_type_ids=False, return_tensors="pt"
             ).to(self.model.device)
             length = tokens["input_ids"].shape[1]
-            window = getattr(self.model.config, "max_position_embeddings", None)
-            if window is not None and length + self.max_new_tokens > window:
+            if not self._room(length):
                 raise BackboneError(
-                    f"A prompt of {length:,} tokens and {self.max_new_tokens:,} to write exceed the model's {window:,}.",
+                    f"A prompt of {length:,} tokens and {self.max_new_tokens:,} to write exceed the model's {self._window:,}.",
                     where=self.name,
-                    fix="Show the writer fewer items, or fewer words of each.",
+                    fix="Choose a base with a longer window, or leave pag-written out.",
                 )
             pad = self.tokenizer.pad_token_id
             written = self.model.generate(**tokens, do_sample=False, max_new_tokens=self.max_new_tokens, pad_token_id=pad)

@@ -17,6 +17,9 @@ class Echo:
         self.asked += prompts
         return [f" profile\n number {len(self.asked)}" for _ in prompts]
 
+    def fits(self, prompt):
+        return True
+
 
 def reviews(stars):
     return [Item(str(number), {"text": f"Review {number}", "score": star}) for number, star in enumerate(stars)]
@@ -85,8 +88,20 @@ def test_a_causal_model_writes_the_same_alone_and_in_a_batch(tiny_writer):
 
 
 def test_a_prompt_that_does_not_fit_the_model_is_refused(tiny_writer):
-    with pytest.raises(BackboneError, match=r"prompt of 100 tokens and 8 to write exceed the model's 64.*fewer items"):
+    with pytest.raises(BackboneError, match=r"prompt of 100 tokens and 8 to write exceed the model's 64.*longer window"):
         tiny_writer.write(["tea " * 100])
+
+
+def test_the_oldest_items_go_where_the_writers_window_is_small(tiny_writer, tmp_path):
+    profiler = WrittenProfiler(TASKS["LaMP_3"], tiny_writer, tmp_path)
+    items = [Item(str(number), {"text": "tea " * (12 - number), "score": "4"}) for number in range(4)]
+    everything = WrittenProfiler(TASKS["LaMP_3"], Echo(), tmp_path).prompt(items)
+    prompt = profiler.prompt(items)
+    assert not tiny_writer.fits(everything)
+    assert tiny_writer.fits(prompt)
+    assert 3 <= len(prompt.splitlines()) < len(everything.splitlines())
+    assert prompt.splitlines()[1:] == everything.splitlines()[-len(prompt.splitlines()) + 1 :]
+    assert profiler.profile("ann", items)
 
 
 @pytest.fixture(scope="module")
