@@ -60,6 +60,9 @@ def test_mistakes_are_said(store, tmp_path):
         run("list", "--store", tmp_path)
     with pytest.raises(OutputError, match="there already"):
         run("export", "ann", "--store", store.folder, "--out", tmp_path)
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(ArtifactError, match=r"no such folder.*adapter_config\.json and"):
+        run("import", "ann", tmp_path / "adapter_model.safetensors", "--store", store.folder)
     (tmp_path / "key").write_text("not a key")
     with pytest.raises(ConfigError, match="no key in this file"):
         run("export", "ann", "--store", store.folder, "--out", tmp_path / "new", "--key", tmp_path / "key")

@@ -81,7 +81,7 @@ class ItemReader:
         """Whether a user's examples can be fitted on, before anything is computed.
 
         Raises:
-            DataError: There is none, or a target is not a label of the base's head, or is empty.
+            DataError: There is none, a prompt is blank, or a target is not a label of the base's head, or is empty.
         """
         if not examples:
             raise DataError("There is no example.", where=f"user {user!r}", fix="Leave the user out: the task model serves them.")
@@ -90,6 +90,8 @@ class ItemReader:
             if self.labels is not None and example.target not in self.labels:
                 known = ", ".join(list(self.labels)[:20])
                 raise DataError(f"The target {example.target!r} is no label.", where=where, fix=f"The base knows: {known}.")
+            if not example.prompt.strip():
+                raise DataError("The prompt is blank.", where=where, fix="Leave the example out.")
             if not example.target:
                 raise DataError("The target is empty.", where=where, fix="Leave the example out.")
 

@@ -297,6 +297,10 @@ class AdapterStore:
             ArtifactError: It is not a PEFT folder with safetensors, is damaged, or is of another base or kind of adapter.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise ArtifactError(
+                "There is no such folder.", where=str(folder), fix=f"Give the folder that {_CONFIG} and {_TENSORS} are in."
+            )
         config, own = read_json(folder / _CONFIG), self._values["config"]
         for name in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora"):
             if isinstance(config, dict) and config.get(name) == own.get(name):

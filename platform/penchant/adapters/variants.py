@@ -17,7 +17,7 @@ from penchant.data.lamp import LampData, LampTask
 from penchant.errors import ConfigError
 
 _NAMES = "base, rag-K, pag, pag-written, oppu, oppu+rag-K, oppu+pag, oppu+pag-written"
-_NAME = re.compile(r"(?:(?P<base>base)|(?P<oppu>oppu))?\+?(?:rag-(?P<k>[1-9]\d*)|pag(?:-(?P<profile>template|written))?)?")
+_NAME = re.compile(r"base|(?P<oppu>oppu)?(?:(?:^|(?<=oppu)\+)(?:rag-(?P<k>[1-9]\d*)|pag(?:-(?P<profile>template|written))?))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def find_variant(name: str, settings: LampSettings) -> Variant:
         ConfigError: It is no variant's name.
     """
     found = _NAME.fullmatch(name)
-    if not name or found is None or (found["base"] and name != "base") or name.startswith("+") or name.endswith("+"):
+    if not name or found is None:
         raise ConfigError(f"There is no variant {name!r}.", where="rows", fix=f"There are {_NAMES}.")
     profile = "none" if "pag" not in name else found["profile"] or "template"
     update = {"retrieved": int(found["k"] or 0), "profile": profile}

@@ -201,6 +201,8 @@ def test_bad_examples_are_refused_before_anything_is_computed(tiny, label_base, 
         tiny.fit(tiny.make_fitter(*label_base), {"a": good, "c": []})
     with pytest.raises(DataError, match="target is empty"):
         tiny.fit(tiny.make_fitter(*text_base), {"a": [Example("red", "")]})
+    with pytest.raises(DataError, match="user 'a', example 1: The prompt is blank"):
+        tiny.fit(tiny.make_fitter(*text_base), {"a": [Example("red", "blue"), Example(" \n", "blue")]})
 
 
 def test_a_loss_that_is_not_finite_names_the_user(tiny):

@@ -25,7 +25,9 @@ def test_a_name_says_what_is_shown_and_whether_adapters_take_part(name, retrieve
     assert row.prompts.retriever == "dense"
 
 
-@pytest.mark.parametrize("name", ["", "rag", "rag-0", "base+rag-1", "oppu+", "+rag-1", "opu", "oppu rag-1"])
+@pytest.mark.parametrize(
+    "name", ["", "rag", "rag-0", "base+rag-1", "oppu+", "+rag-1", "opu", "oppu rag-1", "oppurag-1", "oppupag", "baseoppu"]
+)
 def test_another_name_is_refused(name):
     with pytest.raises(ConfigError, match="There is no variant"):
         find_variant(name, LampSettings())

@@ -17,10 +17,12 @@ from penchant.config import Settings
 from penchant.data.lamp.planted_rules import PLANTERS, Planter, Rule
 from penchant.data.lamp.reading import LAMP_PARTS, OPPU_FILES
 from penchant.data.lamp.tasks import LampTask, find_task
-from penchant.errors import OutputError
+from penchant.errors import ConfigError, OutputError
 
 TRUTH = "truth.json"
 _FIRST_DAY = date(2020, 1, 1)
+_REPEATS = 1000
+"""So many draws in a row that were there already mean that hardly any text is left."""
 _QUESTIONS = {
     "LaMP_1": 'An author has written the paper with the title "{title}". Which one does it cite? [1]: "{first}" [2]: "{second}"',
     "LaMP_2N": "Name the category of the article. categories: [{labels}] article: {text}",
@@ -77,6 +79,7 @@ def save_planted_lamp(world: LampWorld, folder: Path) -> LampTruth:
 
     Raises:
         OutputError: The folder is there and not empty, or cannot be written.
+        ConfigError: A user is to have more items and queries than there are different texts.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError("It is there already, and not empty.", where=str(folder), fix="Choose another folder.")
@@ -133,18 +136,26 @@ def _user(
         return planter.answer(rule, subject)
 
     # A question about a text of the history could be looked up instead of answered.
-    drawn: list[dict[str, Any]] = []
+    drawn: dict[str, dict[str, Any]] = {}
+    repeated = 0
     while len(drawn) < world.items + world.queries:
         subject = planter.draw_subject(random)
-        if subject not in drawn:
-            drawn.append(subject)
+        repeated = repeated + 1 if str(subject) in drawn else 0
+        if repeated == _REPEATS:
+            raise ConfigError(
+                f"{task.name} has no {world.items + world.queries:,} different texts: about {len(drawn):,} are all.",
+                where="items, queries",
+                fix="Ask for fewer.",
+            )
+        drawn.setdefault(str(subject), subject)
+    subjects = list(drawn.values())
     profile = []
-    for number, subject in enumerate(drawn[: world.items]):
+    for number, subject in enumerate(subjects[: world.items]):
         fields = planter.item(rule, subject, said(subject))
         day = (_FIRST_DAY + timedelta(days=number)).isoformat()
         profile.append({"id": f"{name}-{number}", **fields, "date": day})
     query = []
-    for number, subject in enumerate(drawn[world.items :]):
+    for number, subject in enumerate(subjects[world.items :]):
         text = _QUESTIONS[task.name].format(labels=", ".join(task.labels), **subject)
         query.append({"id": f"{name}-q{number}", "input": text, "gold": said(subject), "_subject": subject})
     return {"user_id": name, "profile": profile, "query": query}

@@ -24,6 +24,17 @@ def test_without_noise_the_rule_says_it_all(task, planted_folder):
     assert truth.expected
 
 
+def test_more_texts_than_there_are_end_with_an_error(tmp_path, monkeypatch):
+    from penchant.data.lamp import planted_rules
+
+    monkeypatch.setattr(planted_rules, "_PLACES", ("Oslo",))
+    monkeypatch.setattr(planted_rules, "_THINGS", ("kettle",))  # times 97 days
+    save_planted_lamp(LampWorld(task="7", users=1, other_users=1, items=40, queries=50), tmp_path / "enough")
+    with pytest.raises(ConfigError, match="LaMP_7 has no 100 different texts: about 97 are all"):
+        save_planted_lamp(LampWorld(task="7", users=1, other_users=1, items=50, queries=50), tmp_path / "much")
+    assert not (tmp_path / "much").exists()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_with_noise_the_rule_reaches_what_is_expected(task, planted_folder):
     folder, truth = planted_folder(task=task, noise=0.2, users=10, items=1, queries=100, other_users=20)
