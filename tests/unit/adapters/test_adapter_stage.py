@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from penchant.adapters.config import FittingSettings, PersonalSettings, TaskBaseSettings
-from penchant.runtime.training import adapter_stage
+from penchant.adapters.config import FittingSettings, LampSettings, PersonalSettings, TaskBaseSettings
+from penchant.adapters.variants import kinds_study
+from penchant.errors import BackboneError
+from penchant.runtime.training import adapter_stage, lamp_run
 from penchant.runtime.training.config import WorkerSettings
+from penchant.runtime.training.lamp_run import LampRun
 from penchant.runtime.training.progress import ProgressLog
 
 
@@ -58,3 +61,14 @@ def test_an_imported_adapter_stays_and_is_counted(fit, tiny, tmp_path):
     assert "1 imported are left" in warnings[0]
     fit(users, replace_imported=True)
     assert store.version("bob") != before
+
+
+def test_what_the_base_cannot_do_is_told_before_task_bases_are_fitted(tiny, planted_tasks, tmp_path, monkeypatch):
+    base, tokenizer = tiny.make_base("text", torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(lamp_run, "run_stage", lambda *arguments, **named: pytest.fail("something was fitted"))
+    settings = LampSettings(base=TaskBaseSettings(name=str(tmp_path / "base")))
+    run = LampRun(planted_tasks["LaMP_3"], settings, kinds_study(settings), tmp_path / "out", WorkerSettings())
+    with pytest.raises(BackboneError, match="does not go with a decoder's label head"):
+        run.fit()

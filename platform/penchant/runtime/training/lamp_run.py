@@ -88,7 +88,6 @@ class LampRun:
             OutputError: A task base in the folder was fitted on other examples, or with other settings.
             DataError, BackboneError, ArtifactError, TrainingError: As `fit_task_base` and `fit_adapters`.
         """
-        self._check_base()
         self._fit_bases({row.prompts.name: row.prompts for row in self.rows})
         stores: dict[str, AdapterStore] = {}
         for row in self.rows:
@@ -97,7 +96,7 @@ class LampRun:
         return stores
 
     def _check_base(self) -> None:
-        """Tells what the base cannot do before task bases are fitted, which may take hours: they are of its kind."""
+        """Tells what the task bases will not do, being of this kind, before hours are spent on fitting them."""
         base, tokenizer = load_task_base(self.settings.base)
         ItemReader(base, tokenizer, max_tokens=self.settings.base.max_tokens)
         for adapter in (self.settings.task.adapter, *(row.adapter for row in self.rows if row.adapter is not None)):
@@ -121,6 +120,7 @@ class LampRun:
                     fix="Choose another folder with --out.",
                 )
         if missing:
+            self._check_base()
             settings = PersonalSettings(
                 base=self.settings.base, adapter=self.settings.task.adapter, fitting=self.settings.task.fitting
             )
