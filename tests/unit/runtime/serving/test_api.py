@@ -106,6 +106,14 @@ def test_what_is_stored_is_acknowledged_though_no_replica_answers(running):
     assert running.score("di").json()["personalisation"] == "onboarded"
 
 
+def test_what_is_stored_is_acknowledged_whatever_ails_the_scorer(running):
+    running.scorer.trouble = TypeError("nobody has thought of this")
+    stored = running.choose("kim", CHOICE)
+    assert stored.status_code == 200, stored.text
+    assert stored.json()["personalisation"] == "unknown"
+    assert [choice.user for choice in running.store.export()] == ["kim"]
+
+
 def test_a_replica_is_asked_once_while_the_store_writes(running, monkeypatch):
     add, during = running.store.add, []
 
