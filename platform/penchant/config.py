@@ -113,7 +113,9 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
     if first["type"] == "missing":
         return ConfigError(f"{key!r} is missing.", where=where, fix=f"Add it there, or give {key}=VALUE.")
     message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{key + ': ' if key else ''}{message} (got {first['input']!r}).", where=where, fix="Change the value.")
+    # A whole group of settings is not shown: there may be a store's password in it.
+    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
+    return ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, fix="Change the value.")
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:

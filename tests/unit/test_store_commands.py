@@ -65,4 +65,6 @@ def test_what_was_learnt_online_becomes_a_data_set_that_can_be_fitted_on(url, tm
 
 def test_a_password_is_not_shown():
     assert without_password("postgresql://ana:secret@host/db") == "postgresql://ana:***@host/db"
+    assert without_password("postgresql://host/db?user=ana&password=secret") == "postgresql://host/db?***"
     assert without_password("sqlite:///a/b.db") == "sqlite:///a/b.db"
+    assert without_password("secret") == "the store's URL"

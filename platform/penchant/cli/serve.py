@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -184,8 +183,15 @@ def _curl(url: str, secret: str, body: dict[str, Any]) -> str:
 
 
 def without_password(url: str) -> str:
-    """A store's URL as it may be shown."""
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", url)
+    """A store's URL as it may be shown. A password may stand before the host and among the parameters."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError):
+        return "the store's URL"
+    return address.set(query={}).render_as_string() + ("?***" if address.query else "")
 
 
 def _absolute(url: str) -> str:
