@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,6 +188,13 @@ def test_next_comparison_asks_what_has_not_been_answered(running):
         running.choose("el", (question["prompt"], *question["responses"]))
 
 
+def test_a_bundle_without_questions_says_so_and_not_that_they_are_answered(running, engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "parts", replace(engine.model.parts, questions=None))
+    error = problem(running.http.get("/v1/users/el/next-comparison"), 404)
+    assert error["where"] == f"bundle {engine.bundle}", "at path.user, clients take it that all are answered"
+    assert "no questions" in error["message"]
+
+
 def test_rerank_takes_the_published_requests_of_cohere_and_jina(running):
     documents = ["Step one: begin.", "Have a lovely day, dear reader.", "Be careful: it is dangerous."]
     cohere = {"model": "rerank-v3.5", "query": "Explain tides.", "documents": documents, "top_n": 2, "max_tokens_per_doc": 4096}
@@ -279,7 +287,7 @@ def test_a_tenant_sees_its_own_users_alone(running):
     assert all("user" not in point for point in running.http.get("/v1/bundle", headers=headers).json()["map"])
 
 
-def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(running, monkeypatch):
+def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(running, monkeypatch, caplog):
     running.scorer.trouble = Busy("Too many requests are waiting.")
     answer = running.score("user-0001")
     assert problem(answer, 429)["type"] == "busy"
@@ -287,11 +295,13 @@ def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(r
     running.scorer.trouble = None
 
     def gone(*arguments, **named):
-        raise StoreError("The database does not answer.", where="store", fix="Try again.")
+        raise StoreError("The database does not answer.", where="postgresql://host/db", fix="Try again.")
 
     monkeypatch.setattr(running.store, "user", gone)
     answer = running.score("user-0001")
-    assert problem(answer, 503)["type"] == "unavailable"
+    error = problem(answer, 503)
+    assert (error["type"], error["where"]) == ("unavailable", "store"), "where it is, the log says"
+    assert "postgresql://host" in caplog.text
     assert answer.headers["Retry-After"]
 
 
