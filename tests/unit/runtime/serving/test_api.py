@@ -251,8 +251,9 @@ def test_half_a_surrogate_and_nul_are_refused(running, text):
     assert problem(answer, 422)["where"] == "body.responses.0"
 
 
-def test_chosen_and_rejected_must_differ(running):
-    error = problem(running.choose("x", ("p", "same", "same")), 422)
+@pytest.mark.parametrize("rejected", ["same", "same ", "\n\N{NO-BREAK SPACE}same"])
+def test_chosen_and_rejected_must_differ_in_more_than_the_space_around_them(running, rejected):
+    error = problem(running.choose("x", ("p", "same", rejected)), 422)
     assert error["where"] == "body.comparisons.0"
     assert "same text" in error["message"]
 
