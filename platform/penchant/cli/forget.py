@@ -71,7 +71,7 @@ def forget(
             people.close()
             _say(f"{_count(ids)} deleted from the store, with {deleted:,} comparisons.")
 
-    # The store before the bundle: it remembers whom it has deleted, so if the bundle fails then, the same command finishes the work.
+    # The store before the bundle: it remembers whom it has deleted, so that the same command finishes what fails half-way.
     # These bring torch: after what can be refused without.
     if bundle is None:
         from penchant.data.dropping import refuse_unknown

@@ -224,7 +224,7 @@ def keys_create(
     from penchant.store import UserStore
 
     expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    users = UserStore.open(store_url(store))
+    users: Any = UserStore.open(store_url(store))
     record, secret = users.create_key(tenant, scopes, name=name, expires=expires)
     console.print(f"Key {record.id} for tenant {escape(tenant)}: {', '.join(record.scopes)}. It is shown this once:")
     console.print(secret, markup=False, soft_wrap=True, highlight=False)

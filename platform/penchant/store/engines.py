@@ -100,7 +100,9 @@ def postgres_engine(address: URL) -> Engine:
         return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **_POOL)
     except ImportError:
         raise ConfigError(
-            "PostgreSQL needs the package psycopg.", where="the store's URL", fix="Install it with: pip install 'penchant[postgres]'"
+            "PostgreSQL needs the package psycopg.",
+            where="the store's URL",
+            fix="pip install 'penchant[postgres]'",
         ) from None
 
 

@@ -210,7 +210,7 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/users/{user}/next-comparison",
-        responses=_REFUSALS | {404: {"model": Failure, "description": "All questions have been answered, or the bundle has none"}},
+        responses=_REFUSALS | {404: {"model": Failure, "description": "All questions are answered, or there are none"}},
         tags=["users"],
     )
     async def next_comparison(user: PathUser, key: Annotated[KeyRecord, may_onboard]) -> NextComparison:

@@ -171,7 +171,9 @@ def test_many_users_are_onboarded_as_one_by_one(planted, bundle, tmp_path, in_pr
     workers = in_process.workers
     assert onboard_table(*arguments, settings=BatchSettings(rows_per_part=20)).skipped_files == 3
     assert in_process.workers == workers
-    foreign = [tmp_path / "out" / name for name in ("users-2024.parquet", "users-eu/part.parquet", "users-00009-of-00009.parquet")]
+    foreign = [
+        tmp_path / "out" / name for name in ("users-2024.parquet", "users-eu/part.parquet", "users-00009-of-00010.parquet")
+    ]
     for file in foreign:
         file.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"a": [1]}), file)
