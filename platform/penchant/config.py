@@ -32,8 +32,13 @@ def load_settings(
     overrides: Sequence[str] = (),
     *,
     values: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
 ) -> SettingsT:
     """Builds a settings model from a YAML file (or plain values) and `key.sub=value` overrides; overrides win.
+
+    Args:
+        given: Values by dotted key that win over all of these: what options say. They are taken as they are, where an override
+            is read as YAML, in which a path may mean something else. One that is None is not given.
 
     Raises:
         ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
@@ -41,6 +46,9 @@ def load_settings(
     values = read_yaml(Path(path)) if path is not None else dict(values or {})
     for override in overrides:
         _apply_override(values, override)
+    for key, value in (given or {}).items():
+        if value is not None:
+            _set(values, key, value, where=f"{key}={value}")
     return validate_settings(model, values, where=str(path) if path is not None else "the settings")
 
 
@@ -91,12 +99,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
+    _set(values, key, value, where=override)
+
+
+def _set(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:
+    """Puts a value under a dotted key."""
     *parents, leaf = key.split(".")
     node = values
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{parent!r} is a value, not a group of settings.", where=override, fix="Check the key.")
+            raise ConfigError(f"{parent!r} is a value, not a group of settings.", where=where, fix="Check the key.")
         node = child
     node[leaf] = value
 
@@ -113,7 +126,9 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
     if first["type"] == "missing":
         return ConfigError(f"{key!r} is missing.", where=where, fix=f"Add it there, or give {key}=VALUE.")
     message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{key + ': ' if key else ''}{message} (got {first['input']!r}).", where=where, fix="Change the value.")
+    # A whole group of settings is not shown: there may be a store's password in it.
+    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
+    return ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, fix="Change the value.")
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:

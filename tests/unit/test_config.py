@@ -3,6 +3,7 @@ from pydantic import Field
 
 from penchant.config import Settings, dump_settings, load_settings
 from penchant.errors import ConfigError
+from penchant.runtime.serving.config import ServiceSettings
 from penchant.runtime.training.config import FitSettings
 
 
@@ -57,6 +58,20 @@ def test_mistakes_name_the_key(tmp_path, text, overrides, said):
     with pytest.raises(ConfigError) as raised:
         load_settings(Outer, path, overrides)
     assert said in str(raised.value)
+
+
+def test_a_mistake_between_settings_does_not_show_them_all():
+    with pytest.raises(ConfigError, match="nothing to serve") as raised:
+        load_settings(ServiceSettings, overrides=["store=postgresql://ana:secret@host/db"])
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", ["/work/try #2/bundle", "/work/a: b/bundle", "on", ""])
+def test_what_an_option_says_is_no_yaml(path):
+    settings = load_settings(ServiceSettings, overrides=["bundle=other"], given={"bundle": path, "tenant": None})
+    assert (settings.bundle, settings.tenant) == (path, "default")
+    generator = {"generator.base": path, "generator.adapters": path}
+    assert load_settings(ServiceSettings, given=generator).generator.adapters == path
 
 
 def test_missing_file(tmp_path):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from penchant.artifacts import Manifest, list_files
 from penchant.cli import app
-from penchant.errors import ConfigError, DataError, OutputError
+from penchant.errors import ConfigError, DataError, OutputError, StoreError
 from penchant.scoring.bundle import read_bundle
 from penchant.store import Choice, UserStore
 from penchant.store import store as store_module
@@ -54,6 +54,23 @@ def test_one_command_forgets_everywhere(folder, url, tmp_path):
     # Again, as after an interruption: what is done already is no mistake.
     again = run("forget", "user-0001", "online", "--bundle", folder, "--store", url)
     assert "does not hold them" in again
+
+
+def test_what_a_failing_store_interrupts_the_same_command_finishes(folder, url, monkeypatch):
+    everybody = ("forget", "user-0001", "user-0002", "--bundle", folder, "--store", url)
+    files = list_files(folder)
+
+    def fail(*arguments, **named):
+        raise StoreError("The disk is full; nothing was stored.")
+
+    with monkeypatch.context() as full:
+        full.setattr(UserStore, "forget", fail)
+        with pytest.raises(StoreError):
+            run(*everybody)
+    assert list_files(folder) == files
+    run(*everybody)
+    assert not {"user-0001", "user-0002"} & set(read_bundle(folder)[1].user_ids)
+    assert UserStore.open(url).user("default", "user-0002").forgotten
 
 
 def test_the_store_alone(url):

@@ -1,6 +1,7 @@
 """`penchant keys` and `penchant data export`, on a store of their own."""
 
 import re
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ from penchant.cli import app
 from penchant.cli.serve import without_password
 from penchant.data import PreferenceDataset
 from penchant.data.split import split_dataset
-from penchant.errors import ConfigError, DataError
+from penchant.errors import ConfigError, DataError, OutputError
 from penchant.store import Choice, UserStore
 
 
@@ -38,13 +39,26 @@ def test_a_key_is_shown_once_and_works_until_it_is_revoked(url):
     assert store.find_key(secret).revoked is not None
 
 
-def test_mistakes_are_told(url):
+def test_mistakes_are_told(url, tmp_path):
     with pytest.raises(ConfigError, match="scope 'all'"):
         run("keys", "create", "--scope", "all", "--store", url)
+    for command in (("keys", "list"), ("keys", "revoke", "17"), ("data", "export", str(tmp_path / "online"))):
+        with pytest.raises(OutputError, match="no store"):
+            run(*command, "--store", url)
+    assert list(tmp_path.iterdir()) == []
+    UserStore.open(url)
     with pytest.raises(DataError):
         run("keys", "revoke", "17", "--store", url)
     with pytest.raises(ConfigError, match="oracle"):
         run("keys", "list", "--store", "oracle://host/x")
+    result = CliRunner().invoke(app, ["keys", "create", "--days", "3000000", "--store", url])
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+
+
+def test_a_server_without_its_driver_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"penchant\[postgres\]"):
+        run("keys", "list", "--store", "postgresql://ana:secret@host/db")
 
 
 def test_what_was_learnt_online_becomes_a_data_set_that_can_be_fitted_on(url, tmp_path):
@@ -53,8 +67,10 @@ def test_what_was_learnt_online_becomes_a_data_set_that_can_be_fitted_on(url, tm
         choices = [Choice(f"Prompt {prompt}.", "The one.", f"Another {number}.") for prompt in range(5)]
         store.add("default", f"user-{number}", choices)
     store.add("other", "user-0", [Choice("Prompt 0.", "The one.", "Another 0.")])
+    store.add("default", "user-0", [Choice("Prompt 0.", "Yes", "Yes ")])  # as the service took it once
     said = run("data", "export", str(tmp_path / "online"), "--store", url, "--tenant", "default")
     assert "30 comparisons of 6 users" in said
+    assert "Left out: 1 " in said
     split_dataset(tmp_path / "online", tmp_path / "split", test_prompts=0.2, valid=0.1, unseen=0.2, seed=0)
     dataset = PreferenceDataset.load(tmp_path / "split")
     assert sorted(dataset.user_ids) == [f"user-{number}" for number in range(6)]
@@ -65,4 +81,6 @@ def test_what_was_learnt_online_becomes_a_data_set_that_can_be_fitted_on(url, tm
 
 def test_a_password_is_not_shown():
     assert without_password("postgresql://ana:secret@host/db") == "postgresql://ana:***@host/db"
+    assert without_password("postgresql://host/db?user=ana&password=secret") == "postgresql://host/db?***"
     assert without_password("sqlite:///a/b.db") == "sqlite:///a/b.db"
+    assert without_password("secret") == "the store's URL"

@@ -303,8 +303,7 @@ def _stages(
     from penchant.data import PreferenceDataset
     from penchant.runtime.training.config import FitSettings
 
-    chosen = [] if experts is None else [f"experts.num_experts={experts}"]
-    settings = load_settings(FitSettings, config, [*(overrides or []), *chosen])
+    settings = load_settings(FitSettings, config, overrides or (), given={"experts.num_experts": experts})
     with console.status("Reading the data"):
         dataset = PreferenceDataset.load(data)
     console.print(dataset)

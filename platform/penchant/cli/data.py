@@ -99,8 +99,7 @@ def data_synth(
         "individuality": individuality, "prompts": prompts,
         "comparisons_per_user": comparisons, "protocol": protocol, "noise": noise, "seed": seed,
     }  # fmt: skip
-    overrides = [f"{key}={value}" for key, value in asked.items() if value is not None]
-    world = load_settings(PlantedWorld, overrides=overrides)
+    world = load_settings(PlantedWorld, given=asked)
     dataset, truth = save_planted(world, out)
     console.print(dataset)
     console.print(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from penchant.cli.serve import StoreOption, store_url, without_password
-from penchant.errors import ConfigError, DataError, OutputError
+from penchant.cli.serve import StoreOption, open_existing, store_url, without_password
+from penchant.errors import ConfigError, DataError
 
 store_app = typer.Typer(no_args_is_help=True, help="Look after a service's user store.")
 console = Console()
@@ -62,28 +62,32 @@ def forget(
         if given is not None and needed is None:
             raise ConfigError(f"{option} means nothing without {needs}.", where=option, fix=f"Give {needs}, or leave it out.")
     owner = tenant or "default"
-    people = None if store is None else _open_existing(store)
+    people = None if store is None else open_existing(store)
     stored = set() if people is None else {user for user in ids if people.user(owner, user) is not None}
 
+    def delete() -> None:
+        if people is not None:
+            deleted = sum(people.forget(owner, user, remember=True) for user in ids)
+            people.close()
+            _say(f"{_count(ids)} deleted from the store, with {deleted:,} comparisons.")
+
+    # The store before the bundle: it remembers whom it has deleted, so that the same command finishes what fails half-way.
     # These bring torch: after what can be refused without.
     if bundle is None:
         from penchant.data.dropping import refuse_unknown
 
         refuse_unknown(ids, stored, where=f"tenant {owner} of the store")
+        delete()
     else:
         from penchant.scoring.forgetting import forget_users
 
-        left = forget_users(bundle, ids, out=out, known_elsewhere=stored)
+        left = forget_users(bundle, ids, out=out, known_elsewhere=stored, before=delete)
         if left.users:
             _say(f"{_count(left.users)} taken out; without them it is bundle {left.manifest.name}, in {left.folder}.")
             old = "" if out is None else f"{bundle}, "
             _say(f"Still held by: {old}the run's folder, copies, and services until they load the new bundle.")
         else:
             _say(f"Bundle {left.manifest.name} does not hold them, and stays as it is.")
-    if people is not None:
-        deleted = sum(people.forget(owner, user, remember=True) for user in ids)
-        people.close()
-        _say(f"{_count(ids)} deleted from the store, with {deleted:,} comparisons.")
 
 
 @store_app.command("prune")
@@ -103,7 +107,7 @@ def store_prune(
     """
     url = store_url(store)
     instant = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=older_than)
-    people = _open_existing(url)
+    people = open_existing(url)
     deleted, left = people.prune(instant), people.counts()
     people.close()
     _say(
@@ -140,16 +144,6 @@ def _read_ids(users: list[str] | None, file: Path | None) -> list[str]:
     if not ids:
         raise ConfigError("There is no user.", where="USER", fix="Give ids, or --users with a file of them.")
     return list(dict.fromkeys(ids))
-
-
-def _open_existing(url: str) -> Any:
-    """A store that is there: opening one makes it, and nobody wants to delete from an empty one that a slip has made."""
-    from penchant.store import UserStore
-
-    path = url.removeprefix("sqlite:///")
-    if path != url and not Path(path).is_file():
-        raise OutputError("There is no store.", where=without_password(url), fix="Check --store, or PENCHANT_STORE.")
-    return UserStore.open(url)
 
 
 def _count(users: list[str]) -> str:

@@ -212,7 +212,7 @@ def _simulation(
         "users": users, "unseen_users": unseen_users, "protocol": protocol, "comparisons": comparisons,
         "test_comparisons": test_comparisons, "tokenizer": tokenizer, "seed": seed,
     }  # fmt: skip
-    return load_settings(Simulation, values={key: value for key, value in asked.items() if value is not None})
+    return load_settings(Simulation, given=asked)
 
 
 def _tell(words: str) -> None:

@@ -80,7 +80,7 @@ def lamp_synth(
         "task": find_task(task).name, "users": users, "other_users": other_users, "items": items, "queries": queries,
         "noise": noise, "layout": layout, "seed": seed,
     }  # fmt: skip
-    world = load_settings(LampWorld, overrides=[f"{key}={value}" for key, value in asked.items() if value is not None])
+    world = load_settings(LampWorld, given=asked)
     truth = save_planted_lamp(world, out)
     data = read_lamp(out, find_task(world.task))
     console.print(data)

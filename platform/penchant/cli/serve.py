@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penchant.artifacts import Manifest
-from penchant.errors import ConfigError
+from penchant.errors import ConfigError, OutputError
 
 keys_app = typer.Typer(no_args_is_help=True, help="Keys to the service: make, list, revoke.")
 console = Console()
@@ -79,8 +78,7 @@ def serve(
         "generator.adapters": absolute(adapters) if adapters is not None else None,
         "store": store,
     }
-    chosen = [f"{name}={value}" for name, value in given.items() if value is not None]
-    settings = load_settings(ServiceSettings, config, [*(overrides or []), *chosen])
+    settings = load_settings(ServiceSettings, config, overrides or (), given=given)
     settings = settings.model_copy(update={"store": _absolute(settings.store)})
     name = None if settings.bundle is None else Manifest.read(local_copy(settings.bundle), verify=True).name
     UserStore.open(settings.store).close()
@@ -184,8 +182,15 @@ def _curl(url: str, secret: str, body: dict[str, Any]) -> str:
 
 
 def without_password(url: str) -> str:
-    """A store's URL as it may be shown."""
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", url)
+    """A store's URL as it may be shown. A password may stand before the host and among the parameters."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError):
+        return "the store's URL"
+    return address.set(query={}).render_as_string() + ("?***" if address.query else "")
 
 
 def _absolute(url: str) -> str:
@@ -203,7 +208,7 @@ def keys_create(
     ] = None,
     tenant: Annotated[str, typer.Option(help="Whose users the key reaches.")] = "default",
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires; never by default.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36500, help="Days until it expires; never by default.")] = None,
     store: StoreOption = None,
 ) -> None:
     """Make a key, and print it: the store keeps its hash alone, so it cannot be shown again.
@@ -216,8 +221,10 @@ def keys_create(
     for one in scopes:
         if one not in ("score", "onboard", "admin"):
             raise ConfigError(f"There is no scope {one!r}.", where="--scope", fix="Give score, onboard or admin.")
+    from penchant.store import UserStore
+
     expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    users = _open(store)
+    users: Any = UserStore.open(store_url(store))
     record, secret = users.create_key(tenant, scopes, name=name, expires=expires)
     console.print(f"Key {record.id} for tenant {escape(tenant)}: {', '.join(record.scopes)}. It is shown this once:")
     console.print(secret, markup=False, soft_wrap=True, highlight=False)
@@ -227,7 +234,7 @@ def keys_create(
 def keys_list(store: StoreOption = None) -> None:
     """Keys, without their secrets."""
     table = Table("Id", "Tenant", "Scopes", "Name", "Created", "Expires", "Revoked", title="Keys")
-    for key in _open(store).list_keys():
+    for key in open_existing(store_url(store)).list_keys():
         instants = [instant.strftime("%Y-%m-%d %H:%M") if instant else "-" for instant in (key.created, key.expires, key.revoked)]
         table.add_row(str(key.id), escape(key.tenant), ", ".join(key.scopes), escape(key.name), *instants)
     console.print(table)
@@ -238,7 +245,7 @@ def keys_revoke(
     key: Annotated[int, typer.Argument(help="Its id, as `penchant keys list` shows it.")], store: StoreOption = None
 ) -> None:
     """Revoke a key; it is refused from the next request on."""
-    record = _open(store).revoke_key(key)
+    record = open_existing(store_url(store)).revoke_key(key)
     console.print(f"Key {record.id} of tenant {escape(record.tenant)} is revoked.")
 
 
@@ -257,16 +264,34 @@ def export(
     """
     from penchant.data.importers.trl import import_rows
 
+    url = store_url(store)
+    people, left_out = open_existing(url), 0
+
     def rows() -> Iterator[dict[str, Any]]:
-        for choice in _open(store).export(tenant):
+        nonlocal left_out
+        for choice in people.export(tenant):
             user = choice.user if tenant is not None else f"{choice.tenant}/{choice.user}"
             texts = {"prompt": choice.prompt, "chosen": choice.chosen, "rejected": choice.rejected}
-            yield {"user_id": user, **texts, "timestamp": choice.created}
+            # A data set's texts are stripped. The service refuses what is no choice then, and may have stored it before it did.
+            if not all(text.strip() for text in texts.values()) or choice.chosen.strip() == choice.rejected.strip():
+                left_out += 1
+            else:
+                yield {"user_id": user, **texts, "timestamp": choice.created}
 
-    console.print(import_rows(rows(), out, source=without_password(store_url(store))), soft_wrap=True)
+    console.print(import_rows(rows(), out, source=without_password(url)), soft_wrap=True)
+    if left_out:
+        console.print(f"Left out: {left_out:,} whose texts are blank, or the same but for white space around them.")
 
 
-def _open(store: str | None) -> Any:
+def open_existing(url: str) -> Any:
+    """A store that is there: opening one makes it, and nobody wants to read or delete from an empty one that a slip has made.
+
+    Raises:
+        OutputError: It is not there.
+    """
     from penchant.store import UserStore
 
-    return UserStore.open(store_url(store))
+    path = url.removeprefix("sqlite:///")
+    if path != url and not Path(path).is_file():
+        raise OutputError("There is no store.", where=without_password(url), fix="Check --store, or PENCHANT_STORE.")
+    return UserStore.open(url)

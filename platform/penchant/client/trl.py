@@ -18,6 +18,8 @@ from penchant.errors import ConfigError, DataError
 
 RESPONSES = 256
 """Responses in one request: the service's limit, unless it was set lower."""
+TEXT_CHARACTERS = 20_000
+"""Characters of a prompt or response: the service's limit, unless it was set lower."""
 BODY_BYTES = 1_000_000
 """Bytes of texts in one request: the service takes 1,048,576 with all that is around them."""
 
@@ -95,10 +97,10 @@ class UserReward:
             raise DataError(what, where="prompts", fix="Give one for each completion.")
         groups: dict[tuple[str, str], list[int]] = {}
         for row, (user, prompt) in enumerate(zip(users, asked, strict=True)):
-            groups.setdefault((user, plain(prompt, "prompts")), []).append(row)
+            groups.setdefault((user, _cut(plain(prompt, "prompts"))), []).append(row)
         rewards = [float("nan")] * len(completions)
         for (user, prompt), rows in groups.items():
-            texts = [plain(completions[row], "completions") for row in rows]
+            texts = [_cut(plain(completions[row], "completions")) for row in rows]
             for row, reward in zip(rows, self._rewards(user, prompt, texts), strict=True):
                 rewards[row] = reward
         return rewards
@@ -133,6 +135,11 @@ def plain(text: Text, where: str) -> str:
         spoken = [(role, content) for role, content in contents if content.strip()]
         text = spoken[0][1] if len(spoken) == 1 else "\n\n".join(f"{role}: {content}" for role, content in spoken)
     return text.replace("\0", "").encode("utf-8", "ignore").decode().strip()
+
+
+def _cut(text: str) -> str:
+    """What of a text the service takes: training should not stop for a long one, and the base model reads far less."""
+    return text[:TEXT_CHARACTERS]
 
 
 def chunks(prompt: str, responses: Sequence[str]) -> Iterator[list[str]]:

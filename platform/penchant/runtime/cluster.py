@@ -20,8 +20,10 @@ from penchant.errors import TrainingError
 _POLL_SECONDS = 1.0
 
 
-def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> None:
+def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> bool:
     """Joins a running Ray cluster, or starts one on this machine; it lives as long as this process. Idempotent.
+
+    Returns whether it started one, which then is nobody else's.
 
     Args:
         address: Of the cluster to join; by default `RAY_ADDRESS`, which a submitted job has. Without either one is started.
@@ -31,7 +33,7 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
         TrainingError: There is no cluster at the address.
     """
     if ray.is_initialized():
-        return
+        return False
     # Left to itself, Ray would join whatever cluster was started last on this machine, or wait minutes for one that is gone.
     found = address or os.environ.get("RAY_ADDRESS") or "local"
     where = f"--address {address}" if address else f"RAY_ADDRESS={found}"
@@ -63,6 +65,7 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> Non
             fix="Check the address; if the cluster asks for tokens, set RAY_AUTH_MODE=token (`ray start` says so).",
         ) from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    return found == "local"
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -20,7 +20,7 @@ Shapes: U users, R responses, E chooser entries, K prototypes, D user embedding.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +53,12 @@ class Forgotten:
 
 
 def forget_users(
-    folder: Path, users: Sequence[str], *, out: Path | None = None, known_elsewhere: Collection[str] = ()
+    folder: Path,
+    users: Sequence[str],
+    *,
+    out: Path | None = None,
+    known_elsewhere: Collection[str] = (),
+    before: Callable[[], None] = lambda: None,
 ) -> Forgotten:
     """Takes users out of a bundle. It is written beside the old one, whole, and then takes its place.
 
@@ -64,6 +69,7 @@ def forget_users(
         users: Ids of its seen users.
         out: Where to write the bundle without them; the old one then stays as it is. By default it replaces the old one.
         known_elsewhere: Those among `users` whom the bundle need not know.
+        before: Called when nothing can be refused any more, and before anything is written.
 
     Raises:
         DataError: Somebody whom the bundle does not know, or hardly anybody would be left. Nothing is written then.
@@ -80,16 +86,17 @@ def forget_users(
     known = set(parts.user_ids)
     refuse_unknown(users, known.union(known_elsewhere), where=f"bundle {folder}")
     leaving = [user for user in dict.fromkeys(users) if user in known]
-    if not leaving:
-        return Forgotten(manifest, folder, [])
-    if len(known) - len(leaving) < _FEWEST_USERS:
+    if leaving and len(known) - len(leaving) < _FEWEST_USERS:
         raise DataError(
             f"Of its {len(known)} users {len(known) - len(leaving)} would be left.",
             where=f"bundle {folder}",
             fix="Delete the bundle, or fit one on other users.",
         )
-    if out is None:
+    if leaving and out is None:
         _refuse_strangers(target, manifest)
+    before()
+    if not leaving:
+        return Forgotten(manifest, folder, [])
     counts = manifest.counts | {FORGOTTEN: manifest.counts.get(FORGOTTEN, 0) + len(leaving)}
     written = write_bundle(out or target, without_users(parts, leaving), dataset=manifest.dataset, counts=counts)
     return Forgotten(written, out or folder, leaving)

@@ -31,7 +31,7 @@ from penchant.scoring.onboarding import (
     embed_by_prototypes,
     prototype_scores,
 )
-from penchant.scoring.questions import Question, choose_question
+from penchant.scoring.questions import NoQuestions, Question, choose_question
 from penchant.scoring.text_scorer import TextScorer
 from penchant.storage import Location, default_cache_folder, local_copy
 
@@ -239,11 +239,11 @@ class PersonalisedRewardModel:
         None when all pairs have been answered.
 
         Raises:
-            DataError: The bundle was made without texts to ask about.
+            NoQuestions: The bundle was made without texts to ask about.
         """
         pool = self.parts.questions
         if pool is None:
-            raise DataError(
+            raise NoQuestions(
                 "The bundle holds no texts to ask about.",
                 where=f"bundle {self.manifest.name}",
                 fix="Fit with onboarding.question_prompts above 0.",

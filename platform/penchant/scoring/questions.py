@@ -16,6 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from penchant.backbone.tokens import Text
+from penchant.errors import DataError
+
+
+class NoQuestions(DataError):
+    """The bundle was made without texts to ask about."""
 
 
 @dataclass(frozen=True)

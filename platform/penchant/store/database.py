@@ -28,7 +28,7 @@ class Database:
         url: `sqlite:///path` or `postgresql://user:password@host/database`.
 
     Raises:
-        ConfigError: Not such a URL.
+        ConfigError: Not such a URL, or psycopg is missing for it.
         OutputError: SQLite's file cannot be made.
     """
 

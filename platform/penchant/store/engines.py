@@ -88,11 +88,22 @@ def sqlite_engine(address: URL) -> tuple[SQLiteFile, Engine]:
 
 
 def postgres_engine(address: URL) -> Engine:
-    """An engine over psycopg 3. What the URL itself says about a connection wins."""
+    """An engine over psycopg 3. What the URL itself says about a connection wins.
+
+    Raises:
+        ConfigError: psycopg is not installed.
+    """
     options = f"-c statement_timeout={STATEMENT_SECONDS}s {address.query.get('options', '')}"
     query = {"connect_timeout": str(BUSY_SECONDS), "application_name": "penchant", **address.query, "options": options.strip()}
     url = address.set(drivername="postgresql+psycopg", query=query)
-    return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **_POOL)
+    try:
+        return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", **_POOL)
+    except ImportError:
+        raise ConfigError(
+            "PostgreSQL needs the package psycopg.",
+            where="the store's URL",
+            fix="pip install 'penchant[postgres]'",
+        ) from None
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:

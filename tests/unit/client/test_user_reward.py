@@ -11,6 +11,7 @@ from penchant.client.trl import BODY_BYTES, RESPONSES, chunks, plain, user_rewar
 from penchant.data.importers.trl import _plain
 from penchant.errors import ConfigError, DataError
 from penchant.runtime.serving import schemas
+from penchant.runtime.serving.config import LimitSettings
 
 
 class Service:
@@ -136,6 +137,13 @@ def test_long_completions_stay_within_a_body(service):
     assert rewards == [15_003.0] * 40
     assert sum(len(body.responses) for body in service.bodies) == 40
     assert len(service.bodies) == math.ceil(40 * 60_000 / BODY_BYTES)
+
+
+def test_what_is_longer_than_the_service_takes_is_cut(service):
+    limit = LimitSettings().text_characters
+    prompt, long = "p" * (limit + 1), "\N{GRINNING FACE}" * (limit + 1)
+    assert user_reward(service.client, "ana")(prompts=[prompt] * 2, completions=[long, "a"]) == [limit, 1]
+    assert [body.prompt for body in service.bodies] == [prompt[:limit]]
 
 
 def test_chunks_keep_the_order_and_take_what_is_too_long_alone():

@@ -120,13 +120,19 @@ def stamped(schema: pa.Schema, stamp: str, **values: Any) -> pa.Schema:
 
 def has_stamp(filesystem: FileSystem, path: str, stamp: str) -> bool:
     """Whether a whole file with this stamp is there."""
+    return read_stamp(filesystem, path) == stamp
+
+
+def read_stamp(filesystem: FileSystem, path: str) -> str | None:
+    """The stamp of a whole file; None where there is none."""
     if filesystem.get_file_info(path).type != FileType.File:
-        return False
+        return None
     try:
         metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
-        return bool(json.loads(metadata.get(_STAMP, b"{}")).get("stamp") == stamp)
+        stamp: str | None = json.loads(metadata.get(_STAMP, b"{}")).get("stamp")
     except (pa.ArrowException, OSError, ValueError):
-        return False  # somebody else's, or cut short: it is made again
+        return None  # somebody else's, or cut short: it is made again
+    return stamp
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from penchant.runtime.batch.files import (
     has_stamp,
     open_parquet,
     parquet_writer,
+    read_stamp,
     remove_folder,
     stamped,
     write_table,
@@ -43,6 +45,7 @@ from penchant.storage import local_copy, open_location
 
 _MOST_BUCKETS = 256
 """Files that are written at once."""
+_RESULT = re.compile(r"users-\d{5}-of-\d{5}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,9 @@ def _bucket(users: pa.ChunkedArray, buckets: int) -> np.ndarray:
 
 
 def _remove_others(out: str, wanted: set[str]) -> None:
-    """Users of an earlier run that was divided otherwise are not among the results."""
+    """Users of an earlier run that was divided otherwise are not among the results. What this job did not write stays."""
     filesystem, _ = open_location(out)
     for file in find_files(out, [".parquet"]):
-        if file.name.startswith("users-") and file.path not in wanted:
+        ours = _RESULT.fullmatch(file.name) is not None and read_stamp(filesystem, file.path) is not None
+        if ours and file.path not in wanted:
             filesystem.delete_file(file.path)

@@ -26,7 +26,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import penchant
-from penchant.artifacts import fingerprint
+from penchant.artifacts import file_fingerprint, fingerprint
 from penchant.config import dump_settings
 from penchant.errors import ConfigError, OutputError, TrainingError
 from penchant.runtime.jobs.settings import Job
@@ -131,7 +131,7 @@ def submit(job: Job, *, address: str | None = None, python: str | None = None, d
     """
     client, chosen = connect(address)
     job = job.located()
-    settings = fingerprint(job.model_dump(mode="json"))
+    settings = _settings_fingerprint(job)
     before = [details for details in client.list_jobs() if (details.metadata or {}).get("out") == job.out]
     if (busy := _at_work(before)) is not None:
         return _attach(client, chosen, busy, settings, job)
@@ -159,6 +159,13 @@ def submit(job: Job, *, address: str | None = None, python: str | None = None, d
             if busy is not None:
                 return _attach(client, chosen, busy, settings, job)
             number += 1
+
+
+def _settings_fingerprint(job: Job) -> str:
+    """Of what the settings say, in the files too that they name: an edited file is another job, wherever it lies."""
+    files = {name: getattr(job, name) for name in job.files}
+    contents = {name: file_fingerprint(Path(file)) for name, file in files.items() if file is not None}
+    return fingerprint(job.model_dump(mode="json") | contents)
 
 
 def _this_python() -> str:

@@ -36,6 +36,7 @@ from penchant.runtime.serving.schemas import (
 )
 from penchant.runtime.serving.service import Service
 from penchant.scoring.model import TextComparison
+from penchant.scoring.questions import NoQuestions
 from penchant.store import KeyRecord, Scope
 
 _bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer penchant_...`; `penchant keys create` makes one.")
@@ -209,14 +210,18 @@ def _add_endpoints(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/users/{user}/next-comparison",
-        responses=_REFUSALS | {404: {"model": Failure, "description": "All questions have been answered"}},
+        responses=_REFUSALS | {404: {"model": Failure, "description": "All questions are answered, or there are none"}},
         tags=["users"],
     )
     async def next_comparison(user: PathUser, key: Annotated[KeyRecord, may_onboard]) -> NextComparison:
         """The two responses whose comparison is expected to tell most about this user."""
-        bundle, question = await service.question(key.tenant, user)
+        fix = "Send comparisons of other texts."
+        try:
+            bundle, question = await service.question(key.tenant, user)
+        except NoQuestions as error:
+            raise Refusal(404, "The bundle has no questions.", where=error.where, fix=fix) from None
         if question is None:
-            raise Refusal(404, "All questions have been answered.", where="path.user", fix="Send comparisons of other texts.")
+            raise Refusal(404, "All questions have been answered.", where="path.user", fix=fix)
         responses = (question.first, question.second)
         return NextComparison(user=user, prompt=question.prompt, responses=responses, bits=question.bits, bundle=bundle)
 

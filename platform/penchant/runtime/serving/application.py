@@ -8,7 +8,6 @@ To run it::
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -37,6 +36,7 @@ from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreA
 from penchant.runtime.serving.handles import CanaryScorer, GeneratorHandle, ScorerHandle
 from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import NoScorer, Scorer, Service
+from penchant.runtime.serving.turn import Turn
 from penchant.scoring.model import PersonalisedRewardModel, TextComparison
 from penchant.scoring.questions import Question
 from penchant.storage import local_copy
@@ -60,24 +60,25 @@ class ScorerReplica:
             what = f"The folder holds bundle {self.engine.bundle}; {name} is served."
             raise ArtifactError(what, where=folder, fix="Roll the other one in: penchant roll --bundle.")
         self.engine.check()
-        # One thread at a time: the caches are not shared, and torch has its own threads.
-        self._turn = asyncio.Lock()
+        # One thread at a time: the caches are not shared, and torch has its own threads. Requests are taken in meanwhile, and
+        # scored together next.
+        self._turn = Turn()
         self._score_batch.set_max_batch_size(scorer.max_batch_size)  # type: ignore[attr-defined]
 
     async def check_health(self) -> None:
-        """Called by Serve now and then: a replica that cannot score is replaced."""
-        await self._alone(self.engine.check)
+        """Called by Serve now and then: a replica that cannot score is replaced.
 
-    async def _alone(self, work: Any, *arguments: Any) -> Any:
-        """Runs the engine in a thread, so that requests are taken in meanwhile and scored together next."""
-        async with self._turn:
-            return await asyncio.to_thread(work, *arguments)
+        One at work scores. If it were asked behind all that waits there, a busy replica would be taken for a dead one.
+        """
+        self._turn.check()
+        if not self._turn.taken:
+            await self._turn.run(self.engine.check)
 
     @serve.batch(max_batch_size=64, batch_wait_timeout_s=0)
     async def _score_batch(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
-        if not self._turn.locked() and self.engine.is_quick(requests):
+        if not self._turn.taken and self.engine.is_quick(requests):
             return self.engine.score(requests)  # takes less time than handing it to a thread
-        answers: list[ScoreAnswer] = await self._alone(self.engine.score, requests)
+        answers: list[ScoreAnswer] = await self._turn.run(self.engine.score, requests)
         return answers
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:
@@ -87,16 +88,16 @@ class ScorerReplica:
 
     async def onboard(self, before: Knowledge, choices: Sequence[TextComparison], new: int) -> Onboarding:
         """See `ScoringEngine.onboard`."""
-        onboarding: Onboarding = await self._alone(lambda: self.engine.onboard(before, choices, new=new))
+        onboarding: Onboarding = await self._turn.run(lambda: self.engine.onboard(before, choices, new=new))
         return onboarding
 
     async def question(self, choices: Sequence[TextComparison]) -> tuple[str, Question | None]:
         """The bundle, and see `ScoringEngine.question`."""
-        return self.engine.bundle, await self._alone(self.engine.question, choices)
+        return self.engine.bundle, await self._turn.run(self.engine.question, choices)
 
     async def place(self, known: Knowledge) -> Place | None:
         """See `ScoringEngine.place`."""
-        place: Place | None = await self._alone(self.engine.place, known)
+        place: Place | None = await self._turn.run(self.engine.place, known)
         return place
 
     async def describe(self) -> dict[str, Any]:

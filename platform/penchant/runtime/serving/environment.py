@@ -9,6 +9,9 @@ _SERVE = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # All comparisons of a user go to a replica in one message: how long it may be is for the settings' limits to say (gRPC itself
+    # ends at this), not for Ray's default of 4 MiB.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Ray gives its workers the lowest priority but four: beside anything else that computes they get next to nothing.
     "RAY_worker_niceness": "0",

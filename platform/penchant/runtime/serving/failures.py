@@ -105,6 +105,14 @@ def status_of(error: PenchantError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
+def told_place(error: PenchantError) -> str:
+    """Where an error is, as callers may know it: not the store's file, or its host and database, which go to the log."""
+    if not isinstance(error, StoreError):
+        return error.where
+    log.warning("the store failed, at %s: %s", error.where, error.what)
+    return "store"
+
+
 def fault(error: Exception, where: str) -> JSONResponse:
     """The answer to a fault of ours. What an exception says may quote a text or an id: only its kind and place are logged."""
     log.error("%s in %s\n%s", type(error).__name__, where, "".join(traceback.format_tb(error.__traceback__)).rstrip())
@@ -117,7 +125,7 @@ def handle_failures(app: FastAPI) -> None:
 
     @app.exception_handler(PenchantError)
     async def ours(request: Request, error: PenchantError) -> JSONResponse:
-        answer = refused(request, status_of(error), error.what, where=error.where, fix=error.fix)
+        answer = refused(request, status_of(error), error.what, where=told_place(error), fix=error.fix)
         if isinstance(error, ArtifactError):
             answer.headers["x-should-retry"] = "false"  # OpenAI's clients send a 500 again; a damaged file stays damaged
         return answer

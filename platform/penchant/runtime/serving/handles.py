@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+import grpc
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def explained(where: str) -> Iterator[None]:
-    """In the block, what Ray Serve raises becomes `Busy`, `Unavailable` or what the replica raised.
+    """In the block, what Ray Serve raises, or gRPC below it, becomes `Busy`, `Unavailable` or what the replica raised.
 
     Args:
         where: Which replicas.
@@ -36,7 +37,7 @@ def explained(where: str) -> Iterator[None]:
         raise Busy("Too many requests are waiting.", where=where, fix="Try again after Retry-After seconds.") from None
     except PenchantError:
         raise
-    except (DeploymentUnavailableError, RayServeException, RayError) as error:
+    except (DeploymentUnavailableError, RayServeException, RayError, grpc.RpcError) as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, PenchantError):
             raise cause from None

@@ -15,6 +15,7 @@ import urllib.request
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from penchant.errors import ConfigError, TrainingError
@@ -33,10 +34,11 @@ class RunningService:
     Args:
         url: Where.
         cluster: The address of its Ray cluster, by which `roll` finds it.
+        alone: Whether the cluster was started for it.
     """
 
-    def __init__(self, url: str, cluster: str) -> None:
-        self.url, self.cluster = url, cluster
+    def __init__(self, url: str, cluster: str, *, alone: bool) -> None:
+        self.url, self.cluster, self.alone = url, cluster, alone
         self._stopped = threading.Event()
 
     def wait(self) -> None:
@@ -47,8 +49,7 @@ class RunningService:
     def stop(self) -> None:
         """Stops answering, lets requests in work end, and gives the machine back."""
         self._stopped.set()
-        with contextlib.suppress(RayError):  # it is gone already
-            serve.shutdown()
+        _take_down(alone=self.alone)
         ray.shutdown()
 
 
@@ -64,20 +65,29 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
         _check_free(host, port)
     application = build(settings)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    start_ray(address, num_cpus=None if address else _logical_cpus(settings))
+    alone = start_ray(address, num_cpus=None if address else _logical_cpus(settings))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
     try:
         serve.run(application, name=SERVICE_NAME, route_prefix="/")
         _wait_until_ready(url)
     except (RuntimeError, TimeoutError) as error:
-        serve.shutdown()
+        _take_down(alone=alone)
         raise TrainingError(
             f"The service did not become ready ({str(error).splitlines()[-1][:300]}).",
             where="penchant serve",
             fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve.",
         ) from error
-    return RunningService(url, ray.get_runtime_context().gcs_address)
+    return RunningService(url, ray.get_runtime_context().gcs_address, alone=alone)
+
+
+def _take_down(*, alone: bool) -> None:
+    """Ends Ray Serve where the cluster is ours alone; on another our application, and not those of others."""
+    with contextlib.suppress(RayError, RayServeException, TimeoutError):  # it is gone already
+        if alone:
+            serve.shutdown()
+        else:
+            serve.delete(SERVICE_NAME)
 
 
 def _logical_cpus(settings: ServiceSettings) -> int:

@@ -168,7 +168,8 @@ class RerankResult(_Answer):
 
 
 class ComparisonBody(_Request):
-    """One choice: `chosen` over `rejected`, two responses to `prompt`; any two texts that differ."""
+    """One choice: `chosen` over `rejected`, two responses to `prompt`; any two texts that differ in more than white space around
+    them."""
 
     prompt: Text
     chosen: Text
@@ -176,7 +177,7 @@ class ComparisonBody(_Request):
 
     @model_validator(mode="after")
     def _check(self) -> ComparisonBody:
-        if self.chosen == self.rejected:
+        if self.chosen.strip() == self.rejected.strip():  # a data set's texts are stripped, and the next fit reads these
             raise ValueError("chosen and rejected are the same text")
         return self
 

@@ -169,7 +169,7 @@ class Service:
                 await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
                 if not receipt.replayed:
                     self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
-        except (Busy, Unavailable, StoreError) as error:
+        except Exception as error:  # whatever it is: a client that is told of a failure sends again what is stored
             log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
         return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed, seconds)
 

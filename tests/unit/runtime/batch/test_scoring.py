@@ -171,8 +171,16 @@ def test_many_users_are_onboarded_as_one_by_one(planted, bundle, tmp_path, in_pr
     workers = in_process.workers
     assert onboard_table(*arguments, settings=BatchSettings(rows_per_part=20)).skipped_files == 3
     assert in_process.workers == workers
+    foreign = [
+        tmp_path / "out" / name for name in ("users-2024.parquet", "users-eu/part.parquet", "users-00009-of-00010.parquet")
+    ]
+    for file in foreign:
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"a": [1]}), file)
     assert onboard_table(*arguments, settings=BatchSettings(rows_per_part=40)).files == 2
-    assert len(list((tmp_path / "out").glob("users-*"))) == 2, "users of the earlier division are gone"
+    left = set((tmp_path / "out").rglob("*.parquet")) - set(foreign)
+    assert len(left) == 2, "users of the earlier division are gone"
+    assert all(file.is_file() for file in foreign), "what the job did not write stays"
 
 
 def test_a_bad_choice_is_told_with_its_row(bundle, tmp_path, in_process):

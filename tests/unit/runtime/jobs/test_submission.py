@@ -10,7 +10,7 @@ from ray.job_submission import JobStatus
 from penchant.config import load_settings
 from penchant.errors import ConfigError, OutputError, TrainingError
 from penchant.runtime.jobs import submission
-from penchant.runtime.jobs.settings import FitGraphJob, ScoreJob, SweepJob
+from penchant.runtime.jobs.settings import FitGraphJob, ScoreJob, SweepJob, load_job
 from penchant.runtime.jobs.submission import Submission, check_inputs, connect, follow, shipped, submit
 
 
@@ -28,7 +28,7 @@ class Cluster:
             raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
         folder = Path(runtime_env["working_dir"])
         self.files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        self.settings = load_settings(ScoreJob, folder / "job.yaml")
+        self.settings = load_job(folder / "job.yaml")
         self.add(submission_id, metadata, entrypoint=entrypoint)
         return submission_id
 
@@ -93,6 +93,17 @@ def test_other_settings_do_not_write_into_a_folder_where_a_job_is_at_work(cluste
     with pytest.raises(OutputError, match=f"{first.id} with other settings is at work") as error:
         submit(ScoreJob(bundle="/b", data="/other", out="/o"))
     assert f"ray job stop --address http://here {first.id}" in str(error.value)
+
+
+def test_an_edited_file_of_settings_is_another_job(cluster, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text("stage: graph\n")
+    job = SweepJob(data="/d", space=str(space), out="/o")
+    submit(job)
+    assert submit(job).attached
+    space.write_text("stage: reward\n")
+    with pytest.raises(OutputError, match="with other settings is at work"):
+        submit(job)
 
 
 def test_two_who_submit_at_the_same_moment_follow_one_job(cluster):

@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,14 @@ def test_what_is_stored_is_acknowledged_though_no_replica_answers(running):
     assert running.score("di").json()["personalisation"] == "onboarded"
 
 
+def test_what_is_stored_is_acknowledged_whatever_ails_the_scorer(running):
+    running.scorer.trouble = TypeError("nobody has thought of this")
+    stored = running.choose("kim", CHOICE)
+    assert stored.status_code == 200, stored.text
+    assert stored.json()["personalisation"] == "unknown"
+    assert [choice.user for choice in running.store.export()] == ["kim"]
+
+
 def test_a_replica_is_asked_once_while_the_store_writes(running, monkeypatch):
     add, during = running.store.add, []
 
@@ -179,6 +188,13 @@ def test_next_comparison_asks_what_has_not_been_answered(running):
         running.choose("el", (question["prompt"], *question["responses"]))
 
 
+def test_a_bundle_without_questions_says_so_and_not_that_they_are_answered(running, engine, monkeypatch):
+    monkeypatch.setattr(engine.model, "parts", replace(engine.model.parts, questions=None))
+    error = problem(running.http.get("/v1/users/el/next-comparison"), 404)
+    assert error["where"] == f"bundle {engine.bundle}", "at path.user, clients take it that all are answered"
+    assert "no questions" in error["message"]
+
+
 def test_rerank_takes_the_published_requests_of_cohere_and_jina(running):
     documents = ["Step one: begin.", "Have a lovely day, dear reader.", "Be careful: it is dangerous."]
     cohere = {"model": "rerank-v3.5", "query": "Explain tides.", "documents": documents, "top_n": 2, "max_tokens_per_doc": 4096}
@@ -235,8 +251,9 @@ def test_half_a_surrogate_and_nul_are_refused(running, text):
     assert problem(answer, 422)["where"] == "body.responses.0"
 
 
-def test_chosen_and_rejected_must_differ(running):
-    error = problem(running.choose("x", ("p", "same", "same")), 422)
+@pytest.mark.parametrize("rejected", ["same", "same ", "\n\N{NO-BREAK SPACE}same"])
+def test_chosen_and_rejected_must_differ_in_more_than_the_space_around_them(running, rejected):
+    error = problem(running.choose("x", ("p", "same", rejected)), 422)
     assert error["where"] == "body.comparisons.0"
     assert "same text" in error["message"]
 
@@ -271,7 +288,7 @@ def test_a_tenant_sees_its_own_users_alone(running):
     assert all("user" not in point for point in running.http.get("/v1/bundle", headers=headers).json()["map"])
 
 
-def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(running, monkeypatch):
+def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(running, monkeypatch, caplog):
     running.scorer.trouble = Busy("Too many requests are waiting.")
     answer = running.score("user-0001")
     assert problem(answer, 429)["type"] == "busy"
@@ -279,11 +296,13 @@ def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(r
     running.scorer.trouble = None
 
     def gone(*arguments, **named):
-        raise StoreError("The database does not answer.", where="store", fix="Try again.")
+        raise StoreError("The database does not answer.", where="postgresql://host/db", fix="Try again.")
 
     monkeypatch.setattr(running.store, "user", gone)
     answer = running.score("user-0001")
-    assert problem(answer, 503)["type"] == "unavailable"
+    error = problem(answer, 503)
+    assert (error["type"], error["where"]) == ("unavailable", "store"), "where it is, the log says"
+    assert "postgresql://host" in caplog.text
     assert answer.headers["Retry-After"]
 
 

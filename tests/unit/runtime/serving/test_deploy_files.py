@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.serve._private import constants
 from ray.serve.schema import ServeDeploySchema
 
 from penchant.config import validate_settings
 from penchant.errors import ConfigError
 from penchant.runtime.serving.application import check_store
 from penchant.runtime.serving.chat.events import Ended, Started
-from penchant.runtime.serving.config import ServiceSettings
+from penchant.runtime.serving.config import LimitSettings, ServiceSettings
 from penchant.runtime.serving.engine import Batch, ScoreAnswer
 from penchant.runtime.serving.environment import prepare_environment
 from penchant.runtime.serving.measures import Measures
@@ -65,6 +66,11 @@ def test_what_is_set_in_the_environment_stays(monkeypatch):
     prepare_environment()
     assert os.environ["RAY_worker_niceness"] == "5"  # noqa: SIM112
     assert os.environ["RAY_SERVE_USE_GRPC_BY_DEFAULT"] == "1"
+    # As long as a message of all that the onboarding reads of a user, at 4 bytes a character.
+    limits = LimitSettings()
+    longest = limits.comparisons_per_user * 3 * limits.text_characters * 4
+    assert int(os.environ["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > longest
+    assert constants.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH, "Ray reads it under this name"
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in os.environ
     prepare_environment(haproxy=True)
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from penchant.errors import PenchantError
+from penchant.errors import PenchantError, StoreError
 from penchant.runtime.serving.chat.events import Ended, Event, GenerationRequest, Piece, Started
 from penchant.runtime.serving.chat.schemas import (
     AssistantMessage,
@@ -21,7 +21,7 @@ from penchant.runtime.serving.chat.schemas import (
     Personal,
     Ranking,
 )
-from penchant.runtime.serving.failures import chat_failure, chat_status, status_of
+from penchant.runtime.serving.failures import chat_failure, chat_status, status_of, told_place
 from penchant.runtime.serving.service import Busy, Service, Unavailable
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class Answer:
                 ranking = Ranking(by="reward", personalisation=reward.personalisation, bundle=reward.bundle)
                 pairs = zip(reward.score, reward.uniform, strict=True)
                 scores = [ChoiceScore(score=own, uniform=uniform) for own, uniform in pairs]
-            except (Busy, Unavailable) as error:
+            except (Busy, Unavailable, StoreError) as error:  # what is written is not lost for that
                 log.warning("candidates are not ranked: %s", type(error).__name__)
         order = list(range(self.candidates))
         if scores is not None:
@@ -148,7 +148,7 @@ async def stream(answer: Answer, events: AsyncIterator[list[Event]], *, count: b
                     yield answer.chunk([_choice(event.index, {}, event.finish)], **usage)
     except PenchantError as error:
         status = chat_status(status_of(error))
-        yield _sse(chat_failure(status, error.what, where=error.where, fix=error.fix).model_dump())
+        yield _sse(chat_failure(status, error.what, where=told_place(error), fix=error.fix).model_dump())
         return
     if count:
         yield answer.chunk([], usage=answer.usage().model_dump())

@@ -56,9 +56,9 @@ const storage = (() => {
 // ---- The API
 
 class Failure extends Error {
-  constructor(status, message, fix = "") {
+  constructor(status, message, fix = "", where = "") {
     super(message);
-    Object.assign(this, { status, fix });
+    Object.assign(this, { status, fix, where });
   }
 }
 
@@ -85,7 +85,7 @@ async function orFailure(promise, signal, message) {
 
 async function failureOf(response) {
   const told = (await response.json().catch(() => null))?.error;
-  return new Failure(response.status, told?.message ?? `The service answered ${response.status}.`, told?.fix ?? "Try again.");
+  return new Failure(response.status, told?.message ?? `The service answered ${response.status}.`, told?.fix ?? "Try again.", told?.where);
 }
 
 async function waitToRetry(response, attempt, signal) {
@@ -381,7 +381,8 @@ async function loadQuestion(signal) {
     state.question = { ...question, idempotencyKeys: [randomHex(16), randomHex(16)] };
   } catch (error) {
     if (signal.aborted) throw error;
-    state.question = error.status === 404 ? { done: true } : null;
+    // A 404 for another reason (the bundle has no questions) is about no user.
+    state.question = error.status === 404 && error.where === "path.user" ? { done: true } : null;
     if (!state.question) throw error;
   }
 }

@@ -10,7 +10,7 @@ import openai
 import pytest
 import uvicorn
 
-from penchant.errors import ArtifactError
+from penchant.errors import ArtifactError, StoreError
 from penchant.runtime.serving.service import Busy, Unavailable
 
 PATH = "/v1/chat/completions"
@@ -103,8 +103,9 @@ def test_several_answers_come_best_first_by_the_users_own_reward(service, engine
     assert written(ask(service, user="user-0001", n=5, temperature=2, seed=3)) == written(answer)
 
 
-def test_without_a_reward_several_answers_come_as_they_were_written_and_it_says_so(service):
-    service.scorer.trouble = Unavailable("No replica could answer.")
+@pytest.mark.parametrize("trouble", [Unavailable("No replica could answer."), StoreError("The disk is full.")])
+def test_without_a_reward_several_answers_come_as_they_were_written_and_it_says_so(service, trouble):
+    service.scorer.trouble = trouble
     body = ask(service, user="ann", n=2).json()
     assert body["penchant"]["ranking"] == {"by": "generation", "personalisation": None, "bundle": None}
     assert [choice["penchant"] for choice in body["choices"]] == [None, None]
