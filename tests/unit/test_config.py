@@ -66,7 +66,7 @@ def test_a_mistake_between_settings_does_not_show_them_all():
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("path", ["/work/try #2/bundle", "/work/a: b/bundle", "on", ""])
+@pytest.mark.parametrize("path", ["/data/try #2/bundle", "/data/a: b/bundle", "on", ""])
 def test_what_an_option_says_is_no_yaml(path):
     settings = load_settings(ServiceSettings, overrides=["bundle=other"], given={"bundle": path, "tenant": None})
     assert (settings.bundle, settings.tenant) == (path, "default")

@@ -32,13 +32,11 @@ def _with_room(prompts: list[str], tokenizer: Any, room: int) -> list[str]:
     def tokens(some: list[str]) -> list[int]:
         return [len(own) for own in tokenizer(some, add_special_tokens=False)["input_ids"]] if some else []
 
-    # No tokenizer makes more tokens of a text than it has bytes: most prompts need not be looked at.
-    long = sorted({prompt for prompt in prompts if len(prompt.encode("utf-8", "replace")) >= room})
-    cut = {}
-    for prompt, count in zip(long, tokens(long), strict=True):
+    distinct, cut = sorted(set(prompts)), {}
+    for prompt, count in zip(distinct, tokens(distinct), strict=True):
         short = prompt
         while count >= room:
             short = short[: len(short) // 2]
             (count,) = tokens([short])
         cut[prompt] = short
-    return [cut.get(prompt, prompt) for prompt in prompts]
+    return [cut[prompt] for prompt in prompts]

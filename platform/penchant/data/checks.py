@@ -202,35 +202,35 @@ def two_prompts(tables: Tables) -> list[Problem]:
 
 
 def leaking_prompts(tables: Tables) -> list[Problem]:
-    """A test prompt that occurs in train or valid."""
+    """A test prompt that occurs in train or valid; a warning where its text does so under another id alone."""
     comparisons = tables["comparisons"]
-    prompt, split = _strings(comparisons, "prompt_id"), _strings(comparisons, "split")
-    test = split == "test"
-    leaked = np.intersect1d(prompt[test].astype(str), prompt[~test].astype(str))
-    rows = np.flatnonzero(test & np.isin(prompt.astype(str), leaked))
-    _, first = np.unique(prompt[rows].astype(str), return_index=True)  # one line for a prompt, not for a row
-    problems = _listed(
-        "leaking_prompt",
-        "comparisons",
-        rows[np.sort(first)],
-        lambda row: ("a test prompt is also in train or valid", prompt[row]),
-        "Split by prompt: drop the column and run `penchant data split`.",
+    prompt, test = _strings(comparisons, "prompt_id").astype(str), _strings(comparisons, "split") == "test"
+    text = np.where(
+        np.isin(prompt, np.intersect1d(prompt[test], prompt[~test])), "", prompts_by_text(prompt, tables["responses"])
     )
-    if problems:
-        return problems
-    text = dict(zip(_strings(tables["responses"], "prompt_id"), _strings(tables["responses"], "prompt"), strict=True))
-    of_others = {text.get(identity) for identity in set(prompt[~test])} - {None}
-    ids = sorted(identity for identity in set(prompt[test]) if text.get(identity) in of_others)
-    rows = np.flatnonzero(test & np.isin(prompt.astype(str), ids))
-    _, first = np.unique(prompt[rows].astype(str), return_index=True)
-    return _listed(
+    return _leaks(
+        "leaking_prompt",
+        test,
+        prompt,
+        "a test prompt is also in train or valid",
+        "Split by prompt: drop the column and run `penchant data split`.",
+    ) + _leaks(
         "leaking_text",
-        "comparisons",
-        rows[np.sort(first)],
-        lambda row: ("the text of a test prompt is in train or valid, too, under another prompt_id", prompt[row]),
+        test,
+        text,
+        "the text of a test prompt is in train or valid, too, under another prompt_id; its first id",
         "Split by prompt: drop the column and run `penchant data split`, which goes by texts.",
         severity="warning",
     )
+
+
+def prompts_by_text(ids: np.ndarray, responses: pa.Table) -> np.ndarray:
+    """Prompt ids, with one for each text: the first of those that have it."""
+    text = dict(zip(responses["prompt_id"].to_pylist(), responses["prompt"].to_pylist(), strict=True))
+    first: dict[str, str] = {}
+    for identity in sorted(map(str, text)):
+        first.setdefault(text.get(identity, identity), identity)
+    return np.array([first.get(text.get(identity, identity), identity) for identity in ids], dtype=str)
 
 
 def leaking_conversations(tables: Tables) -> list[Problem]:
@@ -238,17 +238,20 @@ def leaking_conversations(tables: Tables) -> list[Problem]:
     comparisons = tables["comparisons"]
     if "conversation_id" not in comparisons.column_names:
         return []
-    conversation = np.array(comparisons["conversation_id"].fill_null("").to_pylist(), dtype=str)
-    test = (_strings(comparisons, "split") == "test") & (conversation != "")
-    rows = np.flatnonzero(test & np.isin(conversation, conversation[~test]))
-    _, first = np.unique(conversation[rows], return_index=True)
-    return _listed(
+    return _leaks(
         "leaking_conversation",
-        "comparisons",
-        rows[np.sort(first)],
-        lambda row: ("a conversation in test is also in train or valid", conversation[row]),
+        _strings(comparisons, "split") == "test",
+        np.array(comparisons["conversation_id"].fill_null("").to_pylist(), dtype=str),
+        "a conversation in test is also in train or valid",
         "Split by conversation: drop the column split and run `penchant data split`.",
     )
+
+
+def _leaks(kind: str, test: np.ndarray, value: np.ndarray, words: str, fix: str, *, severity: str = "error") -> list[Problem]:
+    """Values of test comparisons that others have too: one line for each, not for a row. An empty one is none."""
+    rows = np.flatnonzero(test & (value != "") & np.isin(value, value[~test]))
+    _, first = np.unique(value[rows], return_index=True)
+    return _listed(kind, "comparisons", rows[np.sort(first)], lambda row: (words, value[row]), fix, severity=severity)
 
 
 def silent_users(tables: Tables) -> list[Problem]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from penchant.data.checks import prompts_by_text
 from penchant.data.dataset import PreferenceDataset, read_origin, read_tables, write_tables
 from penchant.data.schema import is_text
 from penchant.errors import ConfigError, DataError
@@ -71,7 +72,7 @@ def _splits(
 ) -> np.ndarray:
     ids = np.array(comparisons["prompt_id"].to_pylist(), dtype=str)
     if {"prompt_id", "prompt"} <= set(responses.column_names):
-        ids = _by_text(ids, responses)
+        ids = prompts_by_text(ids, responses)
     _, prompt = np.unique(ids, return_inverse=True)
     if "conversation_id" in comparisons.column_names:
         prompt = _joined(prompt, comparisons["conversation_id"].to_pylist())
@@ -81,15 +82,6 @@ def _splits(
     split = np.where(np.isin(prompt, held_out), "test", "train").astype(object)
     hold_out_valid(split, user, valid, random)
     return split
-
-
-def _by_text(ids: np.ndarray, responses: pa.Table) -> np.ndarray:
-    """Prompt ids, with one for each text: the first of those that have it."""
-    text = dict(zip(responses["prompt_id"].to_pylist(), responses["prompt"].to_pylist(), strict=True))
-    first: dict[str, str] = {}
-    for identity in sorted(map(str, text)):
-        first.setdefault(text.get(identity, identity), identity)
-    return np.array([first.get(text.get(identity, identity), identity) for identity in ids], dtype=str)
 
 
 def _joined(prompt: np.ndarray, conversations: list[str | None]) -> np.ndarray:

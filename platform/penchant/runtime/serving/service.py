@@ -170,7 +170,8 @@ class Service:
                 if not receipt.replayed:
                     self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
         except Exception as error:  # whatever it is: a client that is told of a failure sends again what is stored
-            log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__)
+            foreseen = isinstance(error, (Busy, Unavailable, StoreError))
+            log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__, exc_info=not foreseen)
         return Acknowledged(receipt.version, receipt.comparisons, personalisation, bundle, receipt.replayed, seconds)
 
     async def _onboard(self, before: Knowledge, choices: Sequence[TextComparison], new: int) -> Onboarding:
