@@ -16,6 +16,7 @@ from penchant.data import PreferenceDataset
 from penchant.errors import PenchantError, TrainingError
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.evaluation_stage import evaluate
+from penchant.runtime.training.shared import SharedResults
 from penchant.runtime.training.stages import Stages
 
 _KEPT = {"metrics.json", "judgements.parquet", "config.yaml", "run.json", "row.json"}
@@ -29,6 +30,8 @@ class Fit:
     title: str
     folder: Path
     settings: FitSettings
+    shared: SharedResults
+    """What fits of the same data and settings have in common."""
     identity: dict[str, Any]
     """What it is made from: row.json, which is written last."""
 
@@ -39,7 +42,7 @@ def fit(work: Fit, dataset: PreferenceDataset, console: Console, *, keep: bool, 
     Raises:
         PenchantError: It could not be done.
     """
-    stages = Stages(dataset, work.settings, work.folder, console, in_process=in_process)
+    stages = Stages(dataset, work.settings, work.folder, console, in_process=in_process, shared=work.shared)
     stages.fit()
     metrics = evaluate(stages)
     if not keep:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from penchant.runtime.cluster import start_ray
 from penchant.runtime.progress import progress_bar
 from penchant.runtime.study.fits import Fit, fit, fit_side_by_side, places
 from penchant.runtime.study.settings import Cell, StudySettings, cells
+from penchant.runtime.training.shared import SharedResults
 from penchant.runtime.training.stages import Stages
 
 
@@ -122,43 +126,60 @@ class StudyRun:
         start_ray(address)
         at_once = min(at_once or places(), len(order))
         failed: list[PenchantError] = []
-
-        def ended(work: Fit, outcome: str | PenchantError) -> None:
-            console.print(f"{work.title}: {outcome}", highlight=False, markup=False, soft_wrap=True)
-            failed.extend([outcome] if isinstance(outcome, PenchantError) else [])
-
-        if at_once == 1:
-            for number, (work, dataset) in enumerate(self._works(order), 1):
-                console.rule(f"{number} of {len(order)}: {work.title}")
-                try:
-                    ended(work, dataset if isinstance(dataset, PenchantError) else fit(work, dataset, console, keep=keep))
-                except PenchantError as error:
-                    ended(work, error)
-            return failed
-        self._read_texts(order, console)
-        with progress_bar(console, "Fits") as say:
-            say(0, len(order), f"{at_once} at once")
-            done = fit_side_by_side(self._works(order), at_once=at_once, keep=keep)
-            for number, (work, outcome) in enumerate(done, 1):
-                ended(work, outcome)
-                say(number, len(order))
+        with tempfile.TemporaryDirectory(dir=self.out, prefix=".shared-") as folder:
+            shared = Path(folder)
+            left = Counter(self._shared(cell, shared) for cell in order)
+            if at_once == 1:
+                done = self._one_by_one(order, shared, console, keep=keep)
+            else:
+                done = self._side_by_side(order, shared, console, keep=keep, at_once=at_once)
+            for work, outcome in done:
+                console.print(f"{work.title}: {outcome}", highlight=False, markup=False, soft_wrap=True)
+                failed += [outcome] if isinstance(outcome, PenchantError) else []
+                left[work.shared] -= 1
+                if not left[work.shared]:
+                    shutil.rmtree(work.shared.path, ignore_errors=True)
         return failed
 
-    def _read_texts(self, order: Sequence[Cell], console: Console) -> None:
+    def _one_by_one(
+        self, order: Sequence[Cell], shared: Path, console: Console, *, keep: bool
+    ) -> Iterator[tuple[Fit, str | PenchantError]]:
+        for number, (work, dataset) in enumerate(self._works(order, shared), 1):
+            console.rule(f"{number} of {len(order)}: {work.title}")
+            try:
+                yield work, dataset if isinstance(dataset, PenchantError) else fit(work, dataset, console, keep=keep)
+            except PenchantError as error:
+                yield work, error
+
+    def _side_by_side(
+        self, order: Sequence[Cell], shared: Path, console: Console, *, keep: bool, at_once: int
+    ) -> Iterator[tuple[Fit, str | PenchantError]]:
+        self._read_texts(order, shared, console)
+        with progress_bar(console, "Fits") as say:
+            say(0, len(order), f"{at_once} at once")
+            for number, ended in enumerate(fit_side_by_side(self._works(order, shared), at_once=at_once, keep=keep), 1):
+                yield ended
+                say(number, len(order))
+
+    def _read_texts(self, order: Sequence[Cell], shared: Path, console: Console) -> None:
         """Reads what no fit has read, by all workers: fits side by side would each read the same texts."""
         alike: dict[tuple[str, str], list[Cell]] = {}
         for cell in order:
             alike.setdefault((cell.data, cell.settings.backbone.model_dump_json()), []).append(cell)
         for group in alike.values():
-            for work, dataset in self._works(group):
+            for work, dataset in self._works(group, shared):
                 if isinstance(dataset, PenchantError):
                     continue
                 with contextlib.suppress(PenchantError):  # of this fit, which will say so itself
                     Stages(dataset, work.settings, work.folder, console).prepare()
                     break
 
-    def _works(self, order: Sequence[Cell]) -> Iterator[tuple[Fit, PreferenceDataset | PenchantError]]:
-        """The fits, each with its data, or with why that cannot be used."""
+    def _works(self, order: Sequence[Cell], shared: Path) -> Iterator[tuple[Fit, PreferenceDataset | PenchantError]]:
+        """The fits, each with its data, or with why that cannot be used.
+
+        Args:
+            shared: Folder of what they have in common.
+        """
         loaded: tuple[Any, PreferenceDataset | PenchantError] | None = None
         for cell in order:
             wanted = self._data_identity(cell)
@@ -170,7 +191,11 @@ class StudyRun:
                     loaded = wanted, error
             at = "" if cell.value is None else f" at {cell.value}"
             title = f"{cell.part}, {cell.data}: {cell.row}{at}, seed {cell.seed}"
-            yield Fit(title, self.folder(cell), cell.settings, self._identity(cell)), loaded[1]
+            yield Fit(title, self.folder(cell), cell.settings, self._shared(cell, shared), self._identity(cell)), loaded[1]
+
+    def _shared(self, cell: Cell, folder: Path) -> SharedResults:
+        # By data: it is of no use to fits of other data, and is removed with the last of its own.
+        return SharedResults(folder / fingerprint(self._data_identity(cell))[:16])
 
     def _data_identity(self, cell: Cell) -> list[Any]:
         # A change that does nothing is the same with every seed.

@@ -20,12 +20,12 @@ from penchant.methods.registry import MethodChoice, build_method
 from penchant.methods.saved import save_method
 from penchant.methods.training import PERSONALISED, MethodTrainer
 from penchant.reward.config import RewardSettings
-from penchant.reward.training import RewardData, UserTable
+from penchant.reward.training import RewardData
 from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.feature_stage import feature_cache
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import open_log
-from penchant.runtime.training.reward_stage import summary_of, train_heads
+from penchant.runtime.training.reward_stage import summary_of, train_heads, user_tables
 from penchant.runtime.training.workers import prepare_worker
 from penchant.storage import replacing
 
@@ -40,10 +40,8 @@ def method_loop(config: dict[str, Any]) -> None:
     checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     columns = prepared.comparisons()
     feature_RF = prepared.features().float()
-    tables: dict[str, UserTable | None] = {"uniform": None, PERSONALISED: None}
-    groups = prepared.groups()
-    if groups is not None:
-        tables["oracle"] = UserTable(torch.eye(groups.shape[1]), groups.argmax(1).numpy()[columns["user"]])
+    ends = user_tables(prepared, columns, None, seed=0, models=config["models"])
+    tables = {name: ends.get(name) for name in config["models"] if name in {*ends, PERSONALISED}}
     extractor = FeatureExtractor(backbone, feature_cache(backbone), device)
     prompts = (prompt for batch in prepared.text_batches() for prompt, _ in batch)
     inputs_RF = method_features(method_settings, feature_RF, prompts, extractor)

@@ -20,10 +20,12 @@ from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog, open_log
 from penchant.runtime.training.workers import prepare_worker
-from penchant.storage import local_copy, replacing
+from penchant.storage import Location, local_copy, replacing
 
 MODELS = ("uniform", "personalised", "oracle")
 """What a fit trains side by side, the last where groups are known."""
+ENDS = ("uniform", "oracle")
+"""Those that know nothing of graph or method: fits of the same data and reward settings have them in common."""
 
 
 def reward_loop(config: dict[str, Any]) -> None:
@@ -33,8 +35,7 @@ def reward_loop(config: dict[str, Any]) -> None:
     prepared, log = Prepared.open(config["prepared"]), open_log(config["log"])
     checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     columns = prepared.comparisons()
-    graph = local_copy(config["graph"])
-    users = user_tables(prepared, columns, graph, seed=config["graph_seed"], models=config["models"])
+    users = user_tables(prepared, columns, config["graph"], seed=config["graph_seed"], models=config["models"])
     data = RewardData(
         feature_RF=prepared.features().float(),
         chosen=columns["chosen"],
@@ -86,10 +87,16 @@ def summary_of(trainer: RewardTrainer, seconds: float) -> dict[str, Any]:
 
 
 def user_tables(
-    prepared: Prepared, columns: dict[str, np.ndarray], graph: Path, *, seed: int, models: Sequence[str] = MODELS
+    prepared: Prepared, columns: dict[str, np.ndarray], graph: Location | None, *, seed: int, models: Sequence[str] = MODELS
 ) -> dict[str, UserTable | None]:
-    """What each of `models` knows of the users: nothing, their embeddings, or (where they are known) their true groups."""
-    tables = {"uniform": None, "personalised": _personal_users(graph, columns, seed=seed)}
+    """What each of `models` knows of the users: nothing, their embeddings, or (where they are known) their true groups.
+
+    Args:
+        graph: What the graph stage left; None where no model is the personalised one.
+    """
+    tables: dict[str, UserTable | None] = {"uniform": None}
+    if graph is not None:
+        tables["personalised"] = _personal_users(local_copy(graph), columns, seed=seed)
     groups = prepared.groups()
     if groups is not None:
         # A row a group, not a user: users of one group then share what is computed for it.

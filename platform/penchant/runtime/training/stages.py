@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from rich.console import Console
 
 from penchant import __version__
-from penchant.artifacts import Manifest, read_json, read_tensors, write_json
+from penchant.artifacts import Manifest, read_json, read_tensors, replace_folder, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.loading import outline
 from penchant.data import PreferenceDataset
@@ -31,8 +33,9 @@ from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.method_stage import method_loop
 from penchant.runtime.training.prepared import Prepared, check_learnable, prepare
 from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_progress
-from penchant.runtime.training.reward_stage import MODELS, reward_loop
+from penchant.runtime.training.reward_stage import ENDS, MODELS, reward_loop
 from penchant.runtime.training.run_folder import RunFolder
+from penchant.runtime.training.shared import SharedResults
 from penchant.runtime.training.tracking import check_tracking, track_run
 from penchant.runtime.training.workers import choose_workers, run_stage
 from penchant.scoring.bundle import BundleParts, write_bundle
@@ -48,6 +51,7 @@ from penchant.storage import Location, is_remote, remove
 _TITLES = {
     "features": "Reading texts",
     "graph": "Graph stage",
+    "ends": "Uniform, oracle",
     "reward": "Reward, frozen",
     "activations": "Lower layers",
     "experts": "Reward, experts",
@@ -65,6 +69,8 @@ class Stages:
         console: Where progress is shown.
         address: A running Ray cluster to join.
         in_process: Train in this process, without Ray's workers and checkpoints, as one of several fits side by side.
+        shared: Take the graph, uniform and the oracle from the other fits that share this folder, where these have made them
+            of the same data and settings.
 
     Raises:
         OutputError: `out` holds another run, or something else.
@@ -83,8 +89,10 @@ class Stages:
         *,
         address: str | None = None,
         in_process: bool = False,
+        shared: SharedResults | None = None,
     ) -> None:
-        self.started, self.in_process = time.monotonic(), in_process
+        self.started, self.in_process, self.shared = time.monotonic(), in_process, shared
+        """Since when it runs, what it shares counted as if it had been made here."""
         self.dataset, self.settings, self.console, self.address = dataset, settings, console, address
         check_learnable(dataset)
         check_tracking(settings.tracking)
@@ -144,10 +152,12 @@ class Stages:
         self.prepare()
         graph = self.settings.graph.model_dump(mode="json")
         inputs = [__version__, self.dataset.fingerprint, self.settings.backbone.model_dump(mode="json"), graph]
-        if not self.run.is_done("graph", inputs):
+
+        def make() -> None:
             self._run("graph", graph_loop, inputs, {"graph": graph}, results="candidates")
             keep_best(self.run.stage("candidates"), self.settings.graph, self.run.stage("graph"))
-            self.run.mark_done("graph", inputs)
+
+        self._do("graph", inputs, make)
         return read_json(self.run.stage("graph") / "graph.json")
 
     def fit_reward(self) -> dict[str, Any]:
@@ -175,10 +185,12 @@ class Stages:
         inputs = [__version__, self.dataset.fingerprint, backbone, reward, method]
         if not self.run.is_done("method", inputs):
             shared = {"reward": reward, "method": method, "backbone": backbone, "attributes": 0, "attribute": None}
+            shared["models"] = self._models_to_train()
             if self.attribute is not None:
                 # The users' table has the seen users in the order in which they are prepared.
                 shared |= {"attributes": len(self.attribute.values), "attribute": self.attribute.code_U[self.dataset.seen]}
             self._run("method", method_loop, inputs, shared, results="method", most_workers=1)
+            self._add_ends("method", "training.json")
             self.run.mark_done("method", inputs)
         return read_json(self.run.stage("method") / "training.json")
 
@@ -195,11 +207,61 @@ class Stages:
                     "reward": reward,
                     "graph": self.run.location("graph"),
                     "graph_seed": self.settings.graph.seed,
+                    "models": self._models_to_train(),
                 },
                 results="reward",
             )
+            self._add_ends("reward", "reward.json")
             self.run.mark_done("reward", inputs)
         return inputs
+
+    def _models_to_train(self) -> tuple[str, ...]:
+        """What is trained beside the personalised model: what there is to share is trained by itself."""
+        if self.shared is None:
+            return MODELS
+        reward, backbone = (part.model_dump(mode="json") for part in (self.settings.reward, self.settings.backbone))
+        inputs = [__version__, self.dataset.fingerprint, backbone, reward]
+        config = {"reward": reward, "graph": None, "graph_seed": None, "models": ENDS}
+        self._do("ends", inputs, lambda: self._run("ends", reward_loop, inputs, config, results="ends"))
+        return tuple(name for name in MODELS if name not in ENDS)
+
+    def _add_ends(self, stage: str, summary: str) -> None:
+        """Adds uniform and the oracle to the results of a stage that has left them to `_models_to_train`."""
+        if self.shared is None:
+            return
+        ends, folder = self.run.stage("ends"), self.run.stage(stage)
+        for name in ENDS:
+            if (ends / f"{name}.safetensors").is_file():
+                shutil.copy2(ends / f"{name}.safetensors", folder)
+        own, theirs = read_json(folder / summary), read_json(ends / "reward.json")
+        accuracy = own["valid_accuracy"] | theirs["valid_accuracy"]
+        own["valid_accuracy"] = {name: accuracy[name] for name in MODELS if name in accuracy}
+        write_json(folder / summary, own)
+
+    def _do(self, name: str, inputs: Any, make: Callable[[], None]) -> None:
+        """Has a stage's results in the run's folder: as they are there, from the fits that share them, or made."""
+        if self.run.is_done(name, inputs):
+            return
+        if self.shared is None:
+            make()
+        else:
+            self._take(self.shared, name, inputs, make)
+        self.run.mark_done(name, inputs)
+
+    def _take(self, shared: SharedResults, name: str, inputs: Any, make: Callable[[], None]) -> None:
+        own, log, waited = self.run.stage(name), self.run.log(name), time.monotonic()
+
+        def make_and_share(folder: Path) -> None:
+            make()
+            shutil.copytree(own, folder / name, dirs_exist_ok=True)
+            shutil.copy2(log, folder)
+
+        folder, seconds = shared.take(name, inputs, make_and_share)
+        with replace_folder(own) as draft:
+            shutil.copytree(folder / name, draft, dirs_exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / log.name, log)
+        self.started -= seconds - (time.monotonic() - waited)
 
     def _fit_experts(self, frozen: list[Any]) -> list[Any]:
         """The experts, from the frozen phase's heads on; returns what they were made from."""
@@ -282,14 +344,13 @@ class Stages:
             "prepared": self.run.location("prepared"),
             "log": str(log.path) if self.run.uri is None else log,
             "out": None if results is None else self.run.results(attempt, results),
-            "models": MODELS,
         }
         tracking = track_run(self.settings.tracking, self.run, name)
         try:
             with tracking as tracker, show_progress(self.console, _TITLES[name], log, tracker.record):
                 run_stage(
                     loop,
-                    config | shared,
+                    {"models": MODELS} | config | shared,
                     name=attempt,
                     storage=self.run.location("checkpoints"),
                     settings=workers,

@@ -18,24 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from filelock import FileLock
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.result import RESULT_DUPLICATE
 
 from penchant import __version__
-from penchant.artifacts import fingerprint, write_json
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import expert_loop
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.reward_stage import reward_loop
+from penchant.runtime.training.shared import SharedResults
 from penchant.runtime.training.workers import run_stage
 from penchant.runtime.tuning.candidates import stage_of, trial_settings
 from penchant.runtime.tuning.looks import MODEL, Heads, Looks
 from penchant.runtime.tuning.space import Space, Stage, Value
 from penchant.storage import Location
 
-_MADE = "made.json"
 _STOP_SECONDS = 10
 
 
@@ -163,10 +161,11 @@ class _Trial:
     def _run(self, stage: Stage) -> None:
         if stage == "graph":
             return self._stage("graph", graph_loop, self._graph(self.scratch / "candidates"), looks=True)
-        graph = self._shared("graphs", self._graph_inputs(), self._make_graph)
+        shared = SharedResults(self.plan.out)
+        graph, _ = shared.take("graphs", self._graph_inputs(), self._make_graph)
         if stage == "reward":
             return self._stage("reward", reward_loop, self._reward(graph, self.scratch / "reward"), looks=True)
-        heads = self._shared("heads", [graph.name, self._plain("reward")], lambda out: self._make_heads(graph, out))
+        heads, _ = shared.take("heads", [graph.name, self._plain("reward")], lambda out: self._make_heads(graph, out))
         before = Heads(heads, self.settings.reward.head, self.plan.prepared)
         return self._stage(
             "experts", expert_loop, self._experts(graph, heads, self.scratch / "experts"), looks=True, heads=before
@@ -185,16 +184,6 @@ class _Trial:
             on_look=Looks(self.report, shared_seconds=time.monotonic() - self.started, heads=heads) if looks else None,
             callbacks=self.callbacks if looks else (),
         )
-
-    def _shared(self, kind: str, inputs: Any, make: Callable[[Path], None]) -> Path:
-        """The folder of what trials with the same inputs share; the first to come makes it, and the others wait."""
-        folder = self.plan.out / kind / fingerprint(inputs)[:16]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # let go by the system where its holder dies
-            if not (folder / _MADE).is_file():
-                make(folder)
-                write_json(folder / _MADE, {"inputs": inputs})
-        return folder
 
     def _make_graph(self, out: Path) -> None:
         candidates = self.scratch / "shared-candidates"
