@@ -119,10 +119,15 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        fix = f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
-        return ConfigError(f"There is no setting {key!r}.", where=where, fix=fix)
+        known = list(_model_at(model, location[:-1])[0].model_fields)
+        return ConfigError(f"There is no setting {key!r}.", where=where, fix=_known(location[-1], known))
+    if first["type"].startswith("union_tag"):  # one of several groups of settings, which one of its own keys names
+        name, known = first["ctx"]["discriminator"].strip("'"), list(_model_at(model, location)[1])
+        tag = f"{key}.{name}"
+        if first["type"] == "union_tag_not_found":
+            return ConfigError(f"{tag!r} is missing.", where=where, fix=f"Say which it is: {', '.join(known)}.")
+        given = first["ctx"]["tag"]
+        return ConfigError(f"{tag}: there is no {given!r}.", where=where, fix=_known(given, known))
     if first["type"] == "missing":
         return ConfigError(f"{key!r} is missing.", where=where, fix=f"Add it there, or give {key}=VALUE.")
     message = first["msg"].removeprefix("Value error, ")
@@ -131,8 +136,13 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
     return ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, fix="Change the value.")
 
 
-def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """The field names of the model nested at a location, or the nearest model above it."""
+def _known(wrong: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
+
+
+def _model_at(model: type[BaseModel], location: list[str]) -> tuple[type[BaseModel], dict[str, type[BaseModel]]]:
+    """The model nested at a location, or the nearest above it; and by name those that may stand there, where there are several."""
     options: dict[str, type[BaseModel]] = {}
     for part in location:
         field = model.model_fields.get(part)
@@ -143,4 +153,4 @@ def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
         elif field is not None and isinstance(field.discriminator, str):
             # One of several models, of which the next part of the location names one.
             options = {kind.model_fields[field.discriminator].default: kind for kind in get_args(field.annotation)}
-    return list(model.model_fields)
+    return model, options

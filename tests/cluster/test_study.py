@@ -7,12 +7,15 @@ from rich.console import Console
 
 from penchant.artifacts import read_json
 from penchant.config import validate_settings
+from penchant.data import PreferenceDataset
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.judgements import read_judgements
 from penchant.methods.registry import METHODS
 from penchant.runtime.cluster import start_ray
 from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import StudySettings
+from penchant.runtime.training.evaluation_stage import evaluate
+from penchant.runtime.training.stages import Stages
 
 pytestmark = pytest.mark.cluster
 
@@ -46,20 +49,29 @@ def open_study(tiny_backbone, folder, **rows):
 
 def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(cluster, tiny_backbone, tmp_path, monkeypatch):
     rows = {"penchant": {}, "lore": {"settings": {"method": "lore"}}}
+    rows["linear"] = {"settings": {"reward": {"head": {"kind": "linear"}}}}  # on the same graph
     beside = open_study(tiny_backbone, tmp_path / "beside", **rows)
     console = Console(record=True, width=200)
     beside.run(console, at_once=2)
     assert all(beside.is_done(cell) for cell in beside.cells())
     said = console.export_text()
     assert all(f"methods, planted: {row}, seed 0: seen " in said for row in rows)
+    assert not list(beside.out.glob(".shared-*"))
     alone = open_study(tiny_backbone, tmp_path / "alone", lore=rows["lore"])
     alone.run(Console(quiet=True), at_once=1)
-    (cell,) = alone.cells()  # one stage of Ray Train, where the default has two
-    own, other = (read_judgements(run.folder(cell) / "judgements.parquet") for run in (alone, beside))
-    for name, margin in own.margins.items():
-        np.testing.assert_allclose(margin, other.margins[name], atol=1e-6, err_msg=name)
-    assert {path.name for path in beside.folder(cell).iterdir()} == {path.name for path in alone.folder(cell).iterdir()}
-    assert read_json(beside.folder(cell) / "row.json")["seconds"] > 0
+    (lore,) = alone.cells()
+    assert {path.name for path in beside.folder(lore).iterdir()} == {path.name for path in alone.folder(lore).iterdir()}
+    assert read_json(beside.folder(lore) / "row.json")["seconds"] > 0
+    same_judgements(alone.folder(lore), beside.folder(lore))
+    # A fit that shares nothing, as `penchant fit` makes it: uniform and the oracle are trained in its own stages.
+    dataset = PreferenceDataset.load(beside.data["planted"])
+    for cell in beside.cells():
+        own = tmp_path / cell.row
+        evaluate(Stages(dataset, cell.settings, own, Console(quiet=True), in_process=True))
+        same_judgements(own, beside.folder(cell))
+        own, shared = (read_json(folder / "metrics.json") for folder in (own, beside.folder(cell)))
+        assert own["reward"]["valid_accuracy"] == shared["reward"]["valid_accuracy"]
+        assert own["graph"].get("history") == shared["graph"].get("history")
 
     rows |= {"too many": {"settings": {"experts": {"num_experts": 500}}}, "vpl": {"settings": {"method": "vpl"}}}
     rows |= {"no such change": {"change": {"drift": 0.5}}}
@@ -70,6 +82,13 @@ def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(clus
     assert "500 experts" in str(mistake)
     assert isinstance(unchanged, DataError)
     assert {cell.row for cell in wrong.cells() if not wrong.is_done(cell)} == {"too many", "no such change"}
+
+
+def same_judgements(own, other):
+    own, other = (read_judgements(folder / "judgements.parquet") for folder in (own, other))
+    assert own.margins.keys() == other.margins.keys()
+    for name, margin in own.margins.items():
+        np.testing.assert_allclose(margin, other.margins[name], atol=1e-6, err_msg=name)
 
 
 def refuse_drift(dataset, change, *, seed):

@@ -60,6 +60,21 @@ def test_mistakes_name_the_key(tmp_path, text, overrides, said):
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method.kinds=2", "'method.name' is missing. Say which it is: penchant, uniform, "),
+        ("method.name=lor", "method.name: there is no 'lor'. Did you mean 'lore'?"),
+        ("method.name=nobody", "Known here: penchant, uniform, "),
+        ("method={name: vpl, latnt: 2}", "Did you mean 'latent'?"),
+    ],
+)
+def test_one_of_several_kinds_is_asked_for_by_its_name(override, said):
+    with pytest.raises(ConfigError) as raised:
+        load_settings(FitSettings, overrides=[override])
+    assert said in str(raised.value)
+
+
 def test_a_mistake_between_settings_does_not_show_them_all():
     with pytest.raises(ConfigError, match="nothing to serve") as raised:
         load_settings(ServiceSettings, overrides=["store=postgresql://ana:secret@host/db"])

@@ -83,7 +83,7 @@ class RewardTrainer:
         if len(self.train_rows) == 0:
             raise TrainingError("There is no training comparison of a seen user.", fix="Check split and cohort.")
         self.users = {
-            name: None if users is None else (users.embedding.to(device), torch.from_numpy(users.row).to(device))
+            name: None if users is None else (users.embedding.to(device), torch.tensor(users.row, device=device))
             for name, users in data.users.items()
         }
         seen_text = torch.unique(self.comparisons[:, self.train_rows])

@@ -55,7 +55,7 @@ def method_loop(config: dict[str, Any]) -> None:
     trainer = MethodTrainer(
         settings,
         RewardData(feature_RF, columns["chosen"], columns["rejected"], columns["valid"], tables),
-        user=torch.from_numpy(columns["user"]),
+        user=torch.tensor(columns["user"]),
         num_users=prepared.num_users,
         build=lambda: build_method(method_settings, shapes, settings.head),
         feature_RF=inputs_RF,

@@ -113,7 +113,7 @@ def _personal_users(graph: Path, columns: dict[str, np.ndarray], *, seed: int) -
     """
     whole = read_tensors(graph / "users.safetensors")["embedding"]
     folds = read_tensors(graph / "folds.safetensors")["embedding"]
-    fold = fold_of(torch.from_numpy(columns["number"]), folds=len(folds), seed=seed).numpy()
+    fold = fold_of(torch.tensor(columns["number"]), folds=len(folds), seed=seed).numpy()
     use_fold = ~columns["valid"] & (len(folds) > 0)
     row = columns["user"] + len(whole) * np.where(use_fold, 1 + fold, 0)
     return UserTable(torch.cat([whole, *folds]), row, count=len(whole))
