@@ -120,14 +120,14 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = list(_model_at(model, location[:-1])[0].model_fields)
-        return ConfigError(f"There is no setting {key!r}.", where=where, fix=_known(location[-1], known))
+        return ConfigError(f"There is no setting {key!r}.", where=where, fix=_meant(location[-1], known))
     if first["type"].startswith("union_tag"):  # one of several groups of settings, which one of its own keys names
         name, known = first["ctx"]["discriminator"].strip("'"), list(_model_at(model, location)[1])
         tag = f"{key}.{name}"
         if first["type"] == "union_tag_not_found":
             return ConfigError(f"{tag!r} is missing.", where=where, fix=f"Say which it is: {', '.join(known)}.")
         given = first["ctx"]["tag"]
-        return ConfigError(f"{tag}: there is no {given!r}.", where=where, fix=_known(given, known))
+        return ConfigError(f"{tag}: there is no {given!r}.", where=where, fix=_meant(given, known))
     if first["type"] == "missing":
         return ConfigError(f"{key!r} is missing.", where=where, fix=f"Add it there, or give {key}=VALUE.")
     message = first["msg"].removeprefix("Value error, ")
@@ -136,13 +136,13 @@ def _explain(error: ValidationError, model: type[Settings], where: str) -> Confi
     return ConfigError(f"{key + ': ' if key else ''}{message}{got}.", where=where, fix="Change the value.")
 
 
-def _known(wrong: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(wrong, known, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"Known here: {', '.join(known)}."
+def _meant(wrong: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(wrong, known)
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else f"Known here: {', '.join(known)}."
 
 
 def _model_at(model: type[BaseModel], location: list[str]) -> tuple[type[BaseModel], dict[str, type[BaseModel]]]:
-    """The model nested at a location, or the nearest above it; and by name those that may stand there, where there are several."""
+    """The model nested at a location, or the nearest above it; and by name those of which one may stand there."""
     options: dict[str, type[BaseModel]] = {}
     for part in location:
         field = model.model_fields.get(part)

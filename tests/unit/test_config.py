@@ -65,7 +65,7 @@ def test_mistakes_name_the_key(tmp_path, text, overrides, said):
     [
         ("method.kinds=2", "'method.name' is missing. Say which it is: penchant, uniform, "),
         ("method.name=lor", "method.name: there is no 'lor'. Did you mean 'lore'?"),
-        ("method.name=nobody", "Known here: penchant, uniform, "),
+        ("method.name=nobody", "method.name: there is no 'nobody'. Known here: penchant, uniform, "),
         ("method={name: vpl, latnt: 2}", "Did you mean 'latent'?"),
     ],
 )

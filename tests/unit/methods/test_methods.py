@@ -341,5 +341,5 @@ def test_a_wrong_setting_is_named_with_those_that_there_are():
 
     with pytest.raises(ConfigError, match="latent"):
         load_settings(MethodChoice, values={"method": {"name": "vpl", "latnet": 3}})
-    with pytest.raises(ConfigError, match="'pal-a'"):
+    with pytest.raises(ConfigError, match="'pal-b' or 'pal-a'"):
         load_settings(MethodChoice, overrides=["method=pal"])

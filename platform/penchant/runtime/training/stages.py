@@ -8,24 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from penchant import __version__
-from penchant.artifacts import Manifest, read_json, read_tensors, replace_folder, write_json
+from penchant.artifacts import read_json, replace_folder, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.loading import outline
 from penchant.data import PreferenceDataset
 from penchant.errors import ConfigError
-from penchant.evaluation.evaluate import dataset_texts, response_keys
-from penchant.graph.config import CandidateSettings
-from penchant.graph.encoder import GraphEncoder
-from penchant.graph.neighbours import NeighbourIndex
+from penchant.evaluation.evaluate import dataset_texts
 from penchant.methods.inputs import read_attribute
 from penchant.reward.experts import check_experts
-from penchant.reward.heads import RewardHead, read_head
 from penchant.runtime.cluster import start_ray, wait_for_resources
+from penchant.runtime.training.bundle_stage import assemble, frozen_head
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import activation_loop, expert_loop, missing_activations
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts, take_features
@@ -38,13 +34,8 @@ from penchant.runtime.training.run_folder import RunFolder
 from penchant.runtime.training.shared import SharedResults
 from penchant.runtime.training.tracking import check_tracking, track_run
 from penchant.runtime.training.workers import choose_workers, run_stage
-from penchant.scoring.bundle import BundleParts, write_bundle
-from penchant.scoring.config import OnboardingSettings
-from penchant.scoring.experts import ExpertParts, read_experts, read_model
+from penchant.scoring.experts import read_model
 from penchant.scoring.model import PersonalisedRewardModel
-from penchant.scoring.onboarding import Comparisons, fit_prototypes, rank_within
-from penchant.scoring.questions import QuestionPool
-from penchant.scoring.selection import choose_onboarding, cross_fitted
 from penchant.scoring.tables import FrozenTable, ScoreTable
 from penchant.storage import Location, is_remote, remove
 
@@ -171,7 +162,7 @@ class Stages:
         bundle_inputs = [*inputs, self.settings.onboarding.model_dump(mode="json")]
         manifest = self.run.stage("bundle") / "manifest.json"
         if not (self.run.is_done("onboarding", bundle_inputs) and self.run.bring("bundle") and manifest.is_file()):
-            self._assemble(graph)
+            assemble(self.dataset, self.settings, self.run, graph)
             self.run.share("bundle")
             self.run.mark_done("onboarding", bundle_inputs)
         return phases
@@ -304,7 +295,7 @@ class Stages:
         if not (self.run.stage("reward") / "oracle.safetensors").is_file():
             return None
         if model.parts.experts is None:
-            return FrozenTable.from_features(self._head("oracle", groups), feature_RF)
+            return FrozenTable.from_features(frozen_head(self.run, self.settings, "oracle", user_dim=groups), feature_RF)
         saved = read_model(self.run.stage("experts") / "oracle")
         made = model.texts.build_experts(saved, user_dim=groups, name="oracle")
         return model.texts.expert_table(made, dataset_texts(self.dataset))
@@ -360,92 +351,3 @@ class Stages:
             self.run.add("progress", "tensorboard")
         if results is not None:
             self.run.collect(attempt, results)
-
-    def _head(self, name: str, user_dim: int) -> RewardHead:
-        return read_head(self.run.stage("reward") / f"{name}.safetensors", self.settings.reward.head, user_dim=user_dim)
-
-    def _assemble(self, graph: dict[str, Any]) -> Manifest:
-        """Fits prototypes, chooses how users are onboarded, and writes the bundle."""
-        dataset, folder = self.dataset, self.run.stage("graph")
-        features = Prepared.open(self.run.stage("prepared")).features().float()
-        user_UD = read_tensors(folder / "users.safetensors")["embedding"]
-        responses = read_tensors(folder / "responses.safetensors")
-        encoder_settings = CandidateSettings.model_validate(graph["settings"]).encoder
-        encoder = GraphEncoder(
-            encoder_settings,
-            num_users=0,
-            num_responses=len(dataset.response_ids),
-            feature_dim=features.shape[1] if encoder_settings.uses_text else 0,
-        )
-        encoder.load_state_dict(read_tensors(folder / "encoder.safetensors"), strict=False)
-        train = dataset.select(split="train", cohort="seen")
-        seen_row = np.cumsum(dataset.seen) - 1
-        parts = BundleParts(
-            backbone=self.settings.backbone,
-            encoder=encoder.eval(),
-            user_ids=dataset.user_ids[dataset.seen],
-            user_UD=user_UD,
-            response_ids=dataset.response_ids,
-            response_keys=np.array(response_keys(dataset), dtype=object),
-            response_layers=responses["layers"],
-            response_degree=responses["degree"],
-            neighbours=NeighbourIndex.build(seen_row[train.user], train.chosen, user_UD.numpy(), responses["layers"][-1].numpy()),
-            head_settings=self.settings.reward.head,
-            personalised=self._head("personalised", user_UD.shape[1]),
-            uniform=self._head("uniform", 0),
-            experts=self._experts(),
-            prototype_KD=torch.from_numpy(fit_prototypes(user_UD.numpy(), self.settings.onboarding.prototypes)),
-            questions=self._questions(features),
-            onboarding=self.settings.onboarding,
-        )
-        chosen, tried = self._choose_onboarding(parts, features)
-        counts = {
-            "users": int(dataset.seen.sum()),
-            "responses": len(dataset.response_ids),
-            "comparisons": len(train),
-        }
-        final = BundleParts(**(vars(parts) | {"onboarding": chosen}))
-        self.run.stage("onboarding").mkdir(exist_ok=True)
-        write_json(self.run.stage("onboarding") / "onboarding.json", {"kind": chosen.kind, "tried": tried})
-        return write_bundle(self.run.stage("bundle"), final, dataset=dataset.fingerprint, counts=counts)
-
-    def _questions(self, features: torch.Tensor) -> QuestionPool | None:
-        """A few training prompts with some of their responses."""
-        settings, dataset = self.settings.onboarding, self.dataset
-        random = np.random.default_rng(0)
-        train = dataset.select(split="train", cohort="seen")
-        rows = np.unique(np.concatenate([train.chosen, train.rejected]))
-        rows = rows[random.permutation(len(rows))]
-        prompt = dataset.prompt_of_response[rows]
-        asked = random.permutation(np.unique(prompt))[: settings.question_prompts]
-        kept = rows[np.isin(prompt, asked) & (rank_within(prompt) < settings.question_responses)]
-        if not len(kept):
-            return None
-        texts = dataset_texts(dataset)
-        return QuestionPool([texts[row] for row in kept], features[torch.from_numpy(kept)])
-
-    def _experts(self) -> ExpertParts | None:
-        settings = self.settings.experts
-        return read_experts(self.run.stage("experts"), settings) if settings.num_experts else None
-
-    def _choose_onboarding(self, parts: BundleParts, features: torch.Tensor) -> tuple[OnboardingSettings, dict[str, float]]:
-        """By unseen users' own choices, each held out in turn; where none has two of them, by seen users' valid choices."""
-        dataset, settings = self.dataset, self.settings.onboarding
-        unseen = dataset.select(split=("train", "valid"), cohort="unseen")
-        if len(unseen) and np.bincount(unseen.user).max() > 1:
-            users, user = np.unique(unseen.user, return_inverse=True)
-            rounds = cross_fitted(Comparisons(user, unseen.chosen, unseen.rejected), folds=4)
-        else:
-            parts_of_seen = [dataset.select(split=split, cohort="seen") for split in ("train", "valid")]
-            users = np.unique(np.concatenate([part.user for part in parts_of_seen]))
-            embedded, held_out = (
-                Comparisons(np.searchsorted(users, part.user), part.chosen, part.rejected) for part in parts_of_seen
-            )
-            rounds = [(embedded, held_out)]
-            # The graph holds these users' own choices, which flatters the other kinds; prototypes hold no one's.
-            if settings.kind == "auto":
-                settings = settings.model_copy(update={"kind": "prototypes"})
-        model = PersonalisedRewardModel(
-            Manifest(name="", dataset="", backbone={}, graph={}, reward={}, counts={}, files={}), parts
-        )
-        return choose_onboarding(model, settings, features, rounds, num_users=len(users))
