@@ -151,7 +151,10 @@ def test_from_lamp_files_to_a_table(review_base, tmp_path):
     finally:
         ray.shutdown()
     assert "oppu, wrong user" in table
-    rows = read_json(out / "evaluation.json")["groups"]["all users"]["rows"]
+    assert "rag-1: 24 of 24 prompts are longer than base.max_tokens=64" in table
+    results = read_json(out / "evaluation.json")
+    assert len(results["notes"]) == 1, "questions alone are not"
+    rows = results["groups"]["all users"]["rows"]
     assert list(rows) == ["commonest answer", "mean stars", "base", "rag-1", "oppu", "oppu, wrong user"]
     mae = {name: cells["mae"]["value"] for name, cells in rows.items()}
     # Planted users differ by up to two stars for the same text.

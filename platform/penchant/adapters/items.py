@@ -95,16 +95,24 @@ class ItemReader:
             if not example.target:
                 raise DataError("The target is empty.", where=where, fix="Leave the example out.")
 
+    def fits(self, text: str) -> bool:
+        """Whether a prompt is read whole."""
+        return len(self._prompt(text)) <= self.max_tokens
+
     def prompt(self, text: str, room: int) -> list[int]:
         """Tokens of a prompt, at most `room`: what is over goes from its start, far from the question and the answer."""
-        tokens: list[int] = self.tokenizer(text)["input_ids"]
-        if self.labels is None:
-            while tokens and tokens[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
-                tokens = tokens[:-1]  # the prompt goes on
+        tokens = self._prompt(text)
         if len(tokens) <= room:
             return tokens
         first = tokens[:1] if tokens[0] in (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id) else []
         return first + tokens[len(tokens) - room + len(first) :]
+
+    def _prompt(self, text: str) -> list[int]:
+        tokens: list[int] = self.tokenizer(text)["input_ids"]
+        if self.labels is None:
+            while tokens and tokens[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+                tokens = tokens[:-1]  # the prompt goes on
+        return tokens
 
     def items(self, examples: Sequence[Example]) -> list[Item]:
         """The examples as tokens, in order."""

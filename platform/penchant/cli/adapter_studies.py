@@ -146,12 +146,14 @@ def _compare(
     with show_progress(console, "Adapters", ProgressLog(run.log)):
         run.fit()
         answered = run.answer()
-    results = personal_results(run.data, answered, run.settings, on=on.value, study=name)
+    results = personal_results(run.data, answered, run.settings, on=on.value, study=name, notes=run.notes)
     place = out / (name if on is On.QUERIES else f"{name}-{on.value}")
     write_json(place.with_suffix(".json"), results)
     write_personal_report(place.with_suffix(".html"), results)
     for title, group in results["groups"].items():
         console.print(_table(title, group))
+    for note in results["notes"]:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     console.print(f"Report: {place.with_suffix('.html')}", soft_wrap=True)
 
 

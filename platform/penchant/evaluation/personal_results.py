@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penchant.adapters.asking import Outputs
@@ -20,6 +20,7 @@ def personal_results(
     *,
     on: str = "queries",
     study: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The scores of every row, for all users or, in the study of activity, by the length of their histories.
 
@@ -27,6 +28,7 @@ def personal_results(
         data: As it was asked about.
         answered: Row -> user -> answers, in the order of the user's queries.
         study: `activity` groups the users.
+        notes: What is to be known of the answers.
 
     Raises:
         DataError: There is no query.
@@ -60,5 +62,6 @@ def personal_results(
             )
             for name, users in groups.items()
         },
+        "notes": list(notes),
         "settings": settings.model_dump(mode="json"),
     }

@@ -52,6 +52,16 @@ def test_a_mixed_batch_is_answered_as_one_user_at_a_time(personal, kind):
     torch.testing.assert_close(unknown.probability, base.float().softmax(1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("answers", ["label", "text"])
+def test_a_prompt_that_fits_is_read_whole(personal, answers):
+    reader = personal(answers, "lora").reader
+    whole = [len(reader.prompt("green " * words, room=1000)) for words in range(1, 60)]
+    fits = [reader.fits("green " * words) for words in range(1, 60)]
+    assert fits == [tokens <= 32 for tokens in whole]
+    assert any(fits)
+    assert not all(fits)
+
+
 @pytest.mark.parametrize("kind", ["lora", "prompt_tuning"])
 def test_a_mixed_batch_writes_as_one_user_at_a_time(personal, kind):
     model = personal("text", kind)

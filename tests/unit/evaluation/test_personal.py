@@ -73,11 +73,12 @@ def test_a_verdict_asks_for_an_interval_without_0(metric, difference, said):
 def test_of_few_users_there_is_no_verdict(reviews, tmp_path):
     few = LampData(reviews.task, {"u1": reviews.targets["u1"]}, {})
     answered = {AGAINST: {"u1": ["3"]}, "oppu": {"u1": ["2"]}}
-    results = personal_results(few, answered, LampSettings())
+    results = personal_results(few, answered, LampSettings(), notes=["oppu: 1 of 1 prompts are <long>."])
     assert headline(results) == ["oppu: MAE 0.000, -1.000 [-1.000, -1.000] against the task base: too few users."]
     write_personal_report(tmp_path / "report.html", results)
     page = (tmp_path / "report.html").read_text()
     assert "too few users" in page
+    assert "oppu: 1 of 1 prompts are &lt;long&gt;." in page
     assert ": better" not in page
 
 

@@ -74,6 +74,8 @@ class LampRun:
         self.data = data if on == "queries" else ask_about_history(data, settings.answers.held_out)
         self.rows, self.out, self.workers, self.on = rows, out.resolve(), workers, on
         self.settings = check_answers(data.task, settings, rows)
+        self.notes: list[str] = []
+        """What somebody who reads the answers' scores would want to know of them; known when `answer` has returned."""
         self._builders: dict[str, ExampleBuilder] = {}
 
     @property
@@ -182,7 +184,13 @@ class LampRun:
         self._run(_answer_loop, "answers", config, len(rows))
         answered: dict[str, Outputs] = {}
         for number in range(len(rows)):
-            answered |= read_json(self.out / _ANSWERS / f"{number}.json")
+            done = read_json(self.out / _ANSWERS / f"{number}.json")
+            answered |= done["answers"]
+            if done["cut"]:
+                self.notes.append(
+                    f"{self.rows[number].name}: {done['cut']:,} of {done['prompts']:,} prompts are longer than "
+                    f"base.max_tokens={self.settings.base.max_tokens}; what is over is cut from their start, where the past stands."
+                )
         return answered
 
     def _asked(self) -> dict[str, Any]:
@@ -264,5 +272,7 @@ def _answer_loop(config: dict[str, Any]) -> None:
                 whose = answering_adapters(row["name"], list(queries), adapted, settings.answers.seed)
             answered = {name: ask(personal, task, queries, owners, settings.answers) for name, owners in whose.items()}
             pool.close()
-        write_json(place, answered)
+        prompts = [query.prompt for own in queries.values() for query in own]
+        cut = sum(not personal.reader.fits(prompt) for prompt in prompts)
+        write_json(place, {"answers": answered, "cut": cut, "prompts": len(prompts)})
         log.write(done=number + 1, total=len(rows), note=f"answers of {row['name']}")
