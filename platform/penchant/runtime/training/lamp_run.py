@@ -187,9 +187,10 @@ class LampRun:
             done = read_json(self.out / _ANSWERS / f"{number}.json")
             answered |= done["answers"]
             if done["cut"]:
+                room = f"base.max_tokens={self.settings.base.max_tokens}"
                 self.notes.append(
-                    f"{self.rows[number].name}: {done['cut']:,} of {done['prompts']:,} prompts are longer than "
-                    f"base.max_tokens={self.settings.base.max_tokens}; what is over is cut from their start, where the past stands."
+                    f"{self.rows[number].name}: {done['cut']:,} of {done['prompts']:,} prompts are longer than {room}; "
+                    "what is over is cut from their start, where the past stands."
                 )
         return answered
 
