@@ -1,14 +1,16 @@
 """`penchant forget`, `penchant store prune` and `penchant data drop-users`."""
 
 import datetime
+import re
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
+from penchant.adapters.store import AdapterStore
 from penchant.artifacts import Manifest, list_files
 from penchant.cli import app
-from penchant.errors import ConfigError, DataError, OutputError, StoreError
+from penchant.errors import ArtifactError, ConfigError, DataError, OutputError, StoreError
 from penchant.scoring.bundle import read_bundle
 from penchant.store import Choice, UserStore
 from penchant.store import store as store_module
@@ -56,6 +58,24 @@ def test_one_command_forgets_everywhere(folder, url, tmp_path):
     assert "does not hold them" in again
 
 
+def test_adapters_go_too(folder, url, personal_writer, tmp_path):
+    shutil.copytree(personal_writer / "store", tmp_path / "adapters")
+    adapters = AdapterStore.open(tmp_path / "adapters")
+    mine, other = [user for user in adapters.users() if user != "locked"][:2]
+    locked = "locked"
+    said = run("forget", mine, locked, "online", "--store", url, "--adapters", tmp_path / "adapters")
+    assert "Adapters deleted: 2." in said
+    assert "3 users are deleted from the store" in said
+    assert [user in adapters for user in (mine, locked, other)] == [False, False, True]
+    # Again, as after an interruption; and then the other two alone.
+    assert "Adapters deleted: 0." in run("forget", mine, "--store", url, "--adapters", tmp_path / "adapters")
+    with pytest.raises(DataError, match=re.escape(f"'{mine}'")):
+        run("forget", mine, other, "--adapters", tmp_path / "adapters")
+    assert other in adapters
+    assert "Adapters deleted: 1." in run("forget", other, "--adapters", tmp_path / "adapters")
+    assert "Adapters deleted: 0." in run("forget", "user-0001", "--bundle", folder, "--adapters", tmp_path / "adapters")
+
+
 def test_what_a_failing_store_interrupts_the_same_command_finishes(folder, url, monkeypatch):
     everybody = ("forget", "user-0001", "user-0002", "--bundle", folder, "--store", url)
     files = list_files(folder)
@@ -89,7 +109,7 @@ def test_to_another_folder(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (["user-0001"], ConfigError, "--bundle, --store or both"),
+        (["user-0001"], ConfigError, "--bundle, --store or --adapters"),
         (["--bundle", "BUNDLE"], ConfigError, "no user"),
         (["--bundle", "BUNDLE", "--users", "none.txt"], DataError, "none.txt"),
         (["user-0001", "--bundle", "BUNDLE", "--tenant", "acme"], ConfigError, "--tenant means nothing without --store"),
@@ -98,6 +118,7 @@ def test_to_another_folder(folder, tmp_path):
         (["online", "ghost", "--bundle", "BUNDLE", "--store", "STORE"], DataError, "'ghost'"),
         (["user-0001", "--store", "STORE", "--tenant", "acme"], DataError, "'user-0001'"),
         (["user-0001", "--bundle", "BUNDLE", "--store", "sqlite:///slip.db"], OutputError, "no store"),
+        (["user-0001", "--bundle", "BUNDLE", "--adapters", "slip"], ArtifactError, "no store of adapters"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_done(folder, url, arguments, error, said):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from penchant.cli.serve import StoreOption, open_existing, store_url, without_password
 from penchant.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from penchant.adapters.store import AdapterStore
 
 store_app = typer.Typer(no_args_is_help=True, help="Look after a service's user store.")
 console = Console()
@@ -38,8 +41,15 @@ def forget(
     tenant: Annotated[
         str | None, typer.Option("--tenant", help="Whose users they are in the store; `default` by default.", show_default=False)
     ] = None,
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            "--adapters", help="Delete their adapters from this folder, as `penchant serve` takes it.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Forget users: take them out of a bundle, a user store, or both. Somebody whom none of these knows is an error.
+    """Forget users: take them out of a bundle, a user store and a folder of adapters. Somebody whom none of those given knows is
+    an error.
 
     From the bundle go their ids, their embeddings and their choices; its name changes, and everybody else's scores stay. From the
     store go their choices and all that was made of them; a hash of the id stays there, so that a service which still runs the old
@@ -53,19 +63,23 @@ def forget(
 
         penchant forget user-0001 --bundle runs/demo/bundle
 
-        penchant forget --users ids.txt --bundle runs/demo/bundle --store sqlite:///runs/service/users.db
+        penchant forget --users ids.txt --store sqlite:///runs/service/users.db --adapters runs/films/store
     """
     ids = _read_ids(users, users_file)
-    if bundle is None and store is None:
-        raise ConfigError("It is not said where to forget them.", where="forget", fix="Give --bundle, --store or both.")
+    if bundle is None and store is None and adapters is None:
+        raise ConfigError("It is not said where to forget them.", where="forget", fix="Give --bundle, --store or --adapters.")
     for option, given, needs, needed in (("--out", out, "--bundle", bundle), ("--tenant", tenant, "--store", store)):
         if given is not None and needed is None:
             raise ConfigError(f"{option} means nothing without {needs}.", where=option, fix=f"Give {needs}, or leave it out.")
     owner = tenant or "default"
     people = None if store is None else open_existing(store)
-    stored = set() if people is None else {user for user in ids if people.user(owner, user) is not None}
+    held = None if adapters is None else _open_adapters(adapters)
+    elsewhere = set() if people is None else {user for user in ids if people.user(owner, user) is not None}
+    elsewhere |= set() if held is None else {user for user in ids if user in held}
 
     def delete() -> None:
+        if held is not None:
+            _say(f"Adapters deleted: {sum(held.delete(user) for user in ids):,}.")
         if people is not None:
             deleted = sum(people.forget(owner, user, remember=True) for user in ids)
             people.close()
@@ -76,12 +90,13 @@ def forget(
     if bundle is None:
         from penchant.data.dropping import refuse_unknown
 
-        refuse_unknown(ids, stored, where=f"tenant {owner} of the store")
+        places = [*([] if people is None else [f"tenant {owner} of the store"]), *([] if adapters is None else [str(adapters)])]
+        refuse_unknown(ids, elsewhere, where=" and ".join(places))
         delete()
     else:
         from penchant.scoring.forgetting import forget_users
 
-        left = forget_users(bundle, ids, out=out, known_elsewhere=stored, before=delete)
+        left = forget_users(bundle, ids, out=out, known_elsewhere=elsewhere, before=delete)
         if left.users:
             _say(f"{_count(left.users)} taken out; without them it is bundle {left.manifest.name}, in {left.folder}.")
             old = "" if out is None else f"{bundle}, "
@@ -131,6 +146,12 @@ def data_drop_users(
     from penchant.data.dropping import drop_users
 
     _say(drop_users(folder, out, _read_ids(users, users_file)))
+
+
+def _open_adapters(folder: Path) -> AdapterStore:
+    from penchant.adapters.store import AdapterStore
+
+    return AdapterStore.open(folder)
 
 
 def _read_ids(users: list[str] | None, file: Path | None) -> list[str]:
