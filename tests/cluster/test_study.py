@@ -72,6 +72,7 @@ def test_side_by_side_a_fit_gives_what_it_gives_alone_and_a_mistake_is_told(clus
         own, shared = (read_json(folder / "metrics.json") for folder in (own, beside.folder(cell)))
         assert own["reward"]["valid_accuracy"] == shared["reward"]["valid_accuracy"]
         assert own["graph"].get("history") == shared["graph"].get("history")
+        assert any("sees no user" in note for note in shared["notes"]) == (cell.row == "linear")
 
     rows |= {"too many": {"settings": {"experts": {"num_experts": 500}}}, "vpl": {"settings": {"method": "vpl"}}}
     rows |= {"no such change": {"change": {"drift": 0.5}}}

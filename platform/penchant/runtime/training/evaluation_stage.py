@@ -129,7 +129,7 @@ def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> d
         "onboarding": {"curve": onboarding_points(curve, resamples=settings.resamples, seed=settings.seed)},
         "graph": {"purity": _purity(dataset, users)},
         "data": summarise(dataset).as_dict(),
-        "notes": _notes(dataset, "oracle" in evaluator.tables),
+        "notes": _notes(stages, has_oracle="oracle" in evaluator.tables),
     }
 
 
@@ -164,8 +164,11 @@ def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float
     }
 
 
-def _notes(dataset: PreferenceDataset, has_oracle: bool) -> list[str]:
+def _notes(stages: Stages, *, has_oracle: bool) -> list[str]:
+    dataset, settings = stages.dataset, stages.settings
     notes = [str(warning) for warning in dataset.warnings]
+    if settings.reward.head.kind == "linear" and not settings.experts.num_experts and not stages.is_method:
+        notes.append("A linear head knows users by their experts alone, and there are none: the personalised head sees no user.")
     if not has_oracle:
         notes.append("The users' true groups are not known: there is no oracle, and the wrong user is a random other one.")
     if not len(dataset.select(split="valid", cohort="seen")):
