@@ -14,7 +14,7 @@ from penchant.runtime.cluster import start_ray
 from penchant.runtime.training import workers
 from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.progress import ProgressLog
-from penchant.runtime.training.workers import _cause, run_stage
+from penchant.runtime.training.workers import _cause, choose_workers, run_stage
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -53,6 +53,29 @@ def test_fewer_workers_at_least_than_at_most():
         load_settings(WorkerSettings, overrides=["min_workers=3", "num_workers=2"])
 
 
+@pytest.mark.parametrize(
+    ("machines", "asked", "given"),
+    [
+        ([{"CPU": 2}], {}, (1, 2)),
+        ([{"CPU": 2}], {"num_workers": 2}, (2, 1)),
+        ([{}, {"CPU": 8}, {"CPU": 8}], {}, (1, 8)),
+        ([{}, {"CPU": 8}, {"CPU": 8}], {"num_workers": 2}, (2, 8)),
+        ([{}, {"CPU": 8}, {"CPU": 4}], {"num_workers": 3}, (3, 2)),
+        ([{"CPU": 4}, {"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}], {}, (2, 8)),
+        ([{"CPU": 64, "GPU": 8}], {}, (8, 8)),
+        ([{"CPU": 64, "GPU": 8}], {"num_workers": 2}, (2, 32)),
+        ([{"CPU": 8, "GPU": 1}], {"use_gpu": False}, (1, 8)),
+    ],
+)
+def test_workers_share_the_cores_of_the_machine_that_they_are_on(monkeypatch, machines, asked, given):
+    total = {kind: sum(each.get(kind, 0) for each in machines) for kind in ("CPU", "GPU")}
+    monkeypatch.setattr(workers.ray, "cluster_resources", lambda: total)
+    nodes = [{"Alive": True, "Resources": each} for each in machines]
+    monkeypatch.setattr(workers.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 1, "GPU": 1}}])
+    group = choose_workers(WorkerSettings(**asked))
+    assert (group.num_workers, group.threads) == given
+
+
 class TrainerThatLacksRoom:
     """In the place of Ray's: a group of more than one worker cannot be had."""
 
@@ -75,7 +98,7 @@ def test_a_group_that_may_be_smaller_is_made_anew_of_what_there_is(monkeypatch, 
     monkeypatch.setattr(TrainerThatLacksRoom, "asked", [])
     monkeypatch.delenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", raising=False)
     log = ProgressLog(tmp_path / "log.jsonl")
-    settings = WorkerSettings(num_workers=3, min_workers=min_workers)
+    settings = WorkerSettings(num_workers=3, min_workers=min_workers, threads=1)
     ends = contextlib.nullcontext() if asked[-1] == 1 else pytest.raises(TrainingError, match="stage failed")
     with ends:
         run_stage(print, {"log": str(log.path)}, name="graph", storage=tmp_path, settings=settings)
@@ -103,5 +126,7 @@ def test_a_worker_that_dies_while_the_controller_talks_to_it_is_one_more_try(mon
     monkeypatch.setattr(workers, "TorchTrainer", TrainerWhoseWorkersDie)
     log = ProgressLog(tmp_path / "log.jsonl")
     with ends:
-        run_stage(print, {"log": str(log.path)}, name="graph", storage=tmp_path, settings=WorkerSettings(max_failures=2))
+        run_stage(
+            print, {"log": str(log.path)}, name="graph", storage=tmp_path, settings=WorkerSettings(max_failures=2, threads=1)
+        )
     assert [record["warning"][:16] for record in log.read()] == ["A worker is lost"] * 2

@@ -60,7 +60,16 @@ def choose_workers(settings: WorkerSettings) -> WorkerGroup:
             where="workers.num_workers",
             fix="Ask for fewer.",
         )
-    return WorkerGroup(num_workers, min_workers, settings.threads or max(1, cores // num_workers), use_gpu)
+    return WorkerGroup(num_workers, min_workers, settings.threads or _threads(num_workers, use_gpu=use_gpu), use_gpu)
+
+
+def _threads(num_workers: int, *, use_gpu: bool) -> int:
+    """So many that the workers of one machine share its cores. All have as many: the machine with the fewest a worker decides."""
+    kind = "GPU" if use_gpu else "CPU"
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind, 0) >= 1]
+    # As run_stage places them: beside each other on the GPUs of a machine, or on as many machines as there are.
+    beside = [min(num_workers, int(each["GPU"])) if use_gpu else math.ceil(num_workers / len(machines)) for each in machines]
+    return max(1, min((int(each.get("CPU", 1)) // count for each, count in zip(machines, beside, strict=True)), default=1))
 
 
 def run_stage(
@@ -109,7 +118,12 @@ def run_stage(
                 "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
                 "on_look": on_look,
             },
-            scaling_config=ScalingConfig(use_gpu=group.use_gpu, num_workers=0 if in_process else num_workers),
+            scaling_config=ScalingConfig(
+                use_gpu=group.use_gpu,
+                num_workers=0 if in_process else num_workers,
+                # GPUs of one machine are joined best; cores and memory are shared with whoever is on the same machine.
+                placement_strategy="PACK" if group.use_gpu else "SPREAD",
+            ),
             torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
             run_config=RunConfig(
                 name=name,
