@@ -7,6 +7,7 @@ Memory is the resident memory of the replicas of API and scorer, in the first an
 """
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def main() -> None:
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--minutes", type=float, default=10)
     arguments = arguments_of.parse_args()
+    if importlib.util.find_spec("locust") is None:
+        arguments_of.error("locust is not installed: pip install -e '.[bench]'")
     with tempfile.TemporaryDirectory() as name:
         folder, memory, over = Path(name), [], threading.Event()
         acknowledged = folder / "acknowledged.txt"
