@@ -134,7 +134,7 @@ def _onboard(parts: list[dict[str, Any]], arguments: dict[str, Any], rows: int, 
     done = users = 0
     if parts:  # there are buckets that nobody falls into
         start_ray(address)
-        pool = choose_pool(arguments["settings"])
+        pool = choose_pool(arguments["settings"], console)
         with progress_bar(console, "Onboarding") as say:
             for result in work_off(parts, BucketOnboarder, arguments | {"pool": pool}, pool):
                 done, users = done + result["rows"], users + result["users"]

@@ -29,6 +29,7 @@ import penchant
 from penchant.artifacts import file_fingerprint, fingerprint
 from penchant.config import dump_settings
 from penchant.errors import ConfigError, OutputError, TrainingError
+from penchant.runtime.cluster import DRIVER_CPUS
 from penchant.runtime.jobs.settings import Job
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -138,6 +139,8 @@ def submit(job: Job, *, address: str | None = None, python: str | None = None, d
     command = f"{python or _this_python()} -m penchant.runtime.jobs --config job.yaml"
     stem, number = f"{job.job.replace('_', '-')}-{fingerprint(job.out)[:8]}", len(before) + 1
     metadata = {"job": job.job, "out": job.out, "settings": settings}
+    if driver_cpus is not None:
+        metadata[DRIVER_CPUS] = str(driver_cpus)
     with shipped(job) as folder:
         while True:
             name, environment = f"{stem}-{number}", {"working_dir": str(folder)}

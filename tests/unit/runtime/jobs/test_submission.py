@@ -163,6 +163,12 @@ def test_a_cluster_that_is_gone_after_it_has_answered_is_told(cluster, monkeypat
         follow(Submission(cluster, "http://here", "x", attached=False), lambda text: None)
 
 
+def test_a_job_knows_which_cores_its_own_process_holds(cluster):
+    assert "driver_cpus" not in cluster.jobs[submit(JOB).id].metadata
+    other = submit(JOB.model_copy(update={"out": "/elsewhere"}), driver_cpus=1.5)
+    assert cluster.jobs[other.id].metadata["driver_cpus"] == "1.5"
+
+
 def test_no_cluster_is_told_with_what_to_do(monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     with socket.socket() as taken:
