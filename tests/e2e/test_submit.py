@@ -91,7 +91,7 @@ def test_scoring_as_a_job(address, bundle, planted, tmp_path):
     assert "Traceback" not in failed.stdout + failed.stderr
 
     pq.write_table(good, data / "1.parquet")
-    left = submit(job, "--address", address, "--no-wait")
+    left = submit(job, "--address", address, "--no-wait", "--driver-cpus", "1")
     assert left.returncode == 0, left.stdout + left.stderr
     assert re.search(rf"ray job stop --address {address} score-\w+-2$", left.stdout.strip())
     followed = submit(job, "--address", address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -12,11 +13,14 @@ from typing import Any
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.autoscaler.sdk import request_resources
 from rich.console import Console
 
 from penchant.errors import TrainingError
 
+DRIVER_CPUS = "driver_cpus"
+"""Under this name a submitted job's metadata have the cores that its own process holds."""
 _POLL_SECONDS = 1.0
 
 
@@ -101,6 +105,12 @@ def wait_for_resources(kind: str, count: int, *, seconds: float, console: Consol
         while lacking() and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
     request_resources(bundles=[])
+
+
+def driver_cores() -> float:
+    """Cores that Ray counts as held by this process itself, on its machine: what `penchant submit --driver-cpus` says, else 0."""
+    config = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR) or "{}")
+    return float(config.get("metadata", {}).get(DRIVER_CPUS, 0))
 
 
 def _check_reachable(address: str, where: str) -> None:

@@ -125,7 +125,7 @@ def onboard_table(
         parts = [{"path": path, "out": outputs[number][0], "stamp": outputs[number][1]} for number, path in dealt.items()]
         users = _onboard(parts, {"out": out, "bundle": bundle, "settings": settings}, rows, console, address)
         remove_folder(filesystem, scratch)
-    _remove_others(out, set(stamps))
+    _remove_others(out, stamps)
     return OnboardingSummary(users, len(todo), buckets - len(todo), time.monotonic() - started)
 
 
@@ -134,7 +134,7 @@ def _onboard(parts: list[dict[str, Any]], arguments: dict[str, Any], rows: int, 
     done = users = 0
     if parts:  # there are buckets that nobody falls into
         start_ray(address)
-        pool = choose_pool(arguments["settings"])
+        pool = choose_pool(arguments["settings"], console)
         with progress_bar(console, "Onboarding") as say:
             for result in work_off(parts, BucketOnboarder, arguments | {"pool": pool}, pool):
                 done, users = done + result["rows"], users + result["users"]
@@ -174,10 +174,16 @@ def _bucket(users: pa.ChunkedArray, buckets: int) -> np.ndarray:
     return bucket_U[encoded.indices.to_numpy()]
 
 
-def _remove_others(out: str, wanted: set[str]) -> None:
-    """Users of an earlier run that was divided otherwise are not among the results. What this job did not write stays."""
+def _remove_others(out: str, stamps: dict[str, str]) -> None:
+    """Users of another input, bundle or division are not among the results. What this job did not write stays.
+
+    Args:
+        stamps: Of each path that a result may have. A bucket that nobody falls into any more may have an old file there.
+    """
     filesystem, _ = open_location(out)
     for file in find_files(out, [".parquet"]):
-        ours = _RESULT.fullmatch(file.name) is not None and read_stamp(filesystem, file.path) is not None
-        if ours and file.path not in wanted:
+        if _RESULT.fullmatch(file.name) is None:
+            continue
+        stamp = read_stamp(filesystem, file.path)
+        if stamp is not None and stamp != stamps.get(file.path):
             filesystem.delete_file(file.path)

@@ -147,7 +147,7 @@ def score_tables(
     rows = sum(file.rows for file in todo)
     if todo:
         start_ray(address)
-        pool = choose_pool(settings)
+        pool = choose_pool(settings, console)
         arguments = {"data": data, "out": out, "bundle": bundle, "onboarded": onboarded, "settings": settings, "pool": pool}
         with progress_bar(console, "Scoring") as say:
             begun = _score(todo, out, arguments, pool, lambda done: say(done, rows))

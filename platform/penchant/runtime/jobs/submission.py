@@ -29,6 +29,7 @@ import penchant
 from penchant.artifacts import file_fingerprint, fingerprint
 from penchant.config import dump_settings
 from penchant.errors import ConfigError, OutputError, TrainingError
+from penchant.runtime.cluster import DRIVER_CPUS
 from penchant.runtime.jobs.settings import Job
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -138,6 +139,8 @@ def submit(job: Job, *, address: str | None = None, python: str | None = None, d
     command = f"{python or _this_python()} -m penchant.runtime.jobs --config job.yaml"
     stem, number = f"{job.job.replace('_', '-')}-{fingerprint(job.out)[:8]}", len(before) + 1
     metadata = {"job": job.job, "out": job.out, "settings": settings}
+    if driver_cpus is not None:
+        metadata[DRIVER_CPUS] = str(driver_cpus)
     with shipped(job) as folder:
         while True:
             name, environment = f"{stem}-{number}", {"working_dir": str(folder)}
@@ -247,8 +250,12 @@ def follow(submission: Submission, write: Callable[[str], None]) -> int:
                 return _exit_code(details, log)
             silent_since = None
         except (RuntimeError, aiohttp.ClientError, requests.RequestException, OSError) as error:
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > _PATIENCE_SECONDS:
+            now = time.monotonic()
+            # Ray's tail ends with an error whenever a connection drops. One that brought text was an answer, however long ago the
+            # one before it was lost.
+            silent_since = now if silent_since is None or log.heard else silent_since
+            log.heard = False
+            if now - silent_since > _PATIENCE_SECONDS:
                 raise TrainingError(
                     f"The cluster does not answer any more ({error}).",
                     where=f"--address {submission.address}",
@@ -262,9 +269,12 @@ class _Log:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.write, self.written = write, 0
+        self.heard = False
+        """Whether text has come, new or not; `follow` sets it back."""
 
     def catch_up(self, text: str, start: int = 0) -> None:
         """Passes on what of `text`, which begins `start` characters into the log, is new."""
+        self.heard = self.heard or bool(text)
         fresh = text[max(0, self.written - start) :]
         if fresh:
             self.write(fresh)

@@ -14,6 +14,7 @@ take the sweep up; Ray Tune writes its state to the URI directly. What trials sh
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from penchant.artifacts import fingerprint, read_json, write_json, write_text
 from penchant.config import dump_settings
 from penchant.data import PreferenceDataset
 from penchant.errors import OutputError, TrainingError
-from penchant.runtime.cluster import start_ray
+from penchant.runtime.cluster import start_ray, wait_for_resources
 from penchant.runtime.threads import run_beside
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.stages import Stages
@@ -179,8 +180,9 @@ class Sweep:
         """Workers of a trial, and GPUs of each.
 
         Raises:
-            TrainingError: One trial wants more than there is.
+            TrainingError: One trial wants more than there is after `workers.wait_seconds`.
         """
+        self._wait()
         there = ray.cluster_resources()
         gpus = self.space.resources.gpus
         if gpus is None:
@@ -194,6 +196,14 @@ class Sweep:
                     fix="Ask for less.",
                 )
         return group, gpus
+
+    def _wait(self) -> None:
+        """Lets an autoscaled cluster bring what one trial wants; GPUs first, whose machines have cores too."""
+        resources, workers = self.space.resources, self.base.workers
+        gpus = float(bool(workers.use_gpu)) if resources.gpus is None else resources.gpus
+        group = workers.num_workers or 1
+        for kind, each in (("GPU", gpus), ("CPU", resources.cpus)):
+            wait_for_resources(kind, math.ceil(each * group), seconds=workers.wait_seconds, console=self.console)
 
     def _side_by_side(self, group: int, gpus: float) -> int:
         there = ray.cluster_resources()

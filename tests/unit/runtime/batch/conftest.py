@@ -26,6 +26,6 @@ def in_process(monkeypatch):
     pool = InProcess()
     for module in (scoring, onboarding):
         monkeypatch.setattr(module, "start_ray", lambda address: None)
-        monkeypatch.setattr(module, "choose_pool", lambda settings: Pool(1, 1, False))
+        monkeypatch.setattr(module, "choose_pool", lambda settings, console: Pool(1, 1, False))
         monkeypatch.setattr(module, "work_off", pool.work_off)
     return pool

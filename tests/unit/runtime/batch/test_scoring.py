@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from penchant.artifacts import Manifest
 from penchant.errors import ArtifactError, ConfigError, DataError, OutputError
 from penchant.runtime.batch.config import BatchSettings
-from penchant.runtime.batch.onboarding import onboard_table
+from penchant.runtime.batch.onboarding import _bucket, onboard_table
 from penchant.runtime.batch.scoring import score_tables
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarded import read_choices, read_onboarded
@@ -181,6 +182,27 @@ def test_many_users_are_onboarded_as_one_by_one(planted, bundle, tmp_path, in_pr
     left = set((tmp_path / "out").rglob("*.parquet")) - set(foreign)
     assert len(left) == 2, "users of the earlier division are gone"
     assert all(file.is_file() for file in foreign), "what the job did not write stays"
+
+
+def test_a_user_who_is_no_longer_in_the_input_is_no_longer_in_the_results(bundle, tmp_path, in_process):
+    choices, out = tmp_path / "choices.jsonl", tmp_path / "out"
+    other = tmp_path / "bundle"
+    shutil.copytree(bundle[0], other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"name": "another"}))
+    line = {"prompt": "Why?", "chosen": "Ha! A joke.", "rejected": "So."}
+    settings = BatchSettings(rows_per_part=4)  # eight choices: two buckets, before and after
+
+    def onboard(users, bundle):
+        choices.write_text("".join(json.dumps({"user_id": user} | line) + "\n" for user in users))
+        onboard_table(str(choices), str(bundle), str(out), settings=settings)
+        return set(read_onboarded(out, bundle=Manifest.read(bundle).name))
+
+    first, second = (next(str(n) for n in range(99) if _bucket(pa.chunked_array([[str(n)]]), 2) == number) for number in (0, 1))
+    assert onboard([first, second] * 4, bundle[0]) == {first, second}
+    assert onboard([first] * 8, bundle[0]) == {first}, "nobody falls into the other bucket any more"
+    assert onboard([first, second] * 4, bundle[0]) == {first, second}
+    assert onboard([second] * 8, other) == {second}, "what is left of another bundle would have the whole folder refused"
 
 
 def test_a_bad_choice_is_told_with_its_row(bundle, tmp_path, in_process):

@@ -136,6 +136,39 @@ def test_a_cluster_that_is_gone_is_told(cluster, monkeypatch):
         follow(Submission(cluster, "http://here", "x", attached=False), lambda text: None)
 
 
+def test_a_connection_that_drops_every_hour_is_no_cluster_that_is_gone(cluster, monkeypatch):
+    cluster.add("x", {})
+    clock = iter(range(0, 1_000_000, 3600))
+    monkeypatch.setattr(submission.time, "monotonic", lambda: next(clock))
+    cluster.pieces, cluster.end = ["one\n", None, "two\n", None, None, "three\n"], (JobStatus.SUCCEEDED, 0)
+    written = []
+    assert follow(Submission(cluster, "http://here", "x", attached=False), written.append) == 0
+    assert "".join(written) == "one\ntwo\nthree\n"
+
+
+def test_a_cluster_that_is_gone_after_it_has_answered_is_told(cluster, monkeypatch):
+    cluster.add("x", {})
+    clock = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(submission.time, "monotonic", lambda: next(clock))
+    tails = iter([["one\n", None]])
+
+    async def tail(name):
+        for piece in next(tails, [None]):
+            if piece is None:
+                raise RuntimeError("The connection broke.")
+            yield piece
+
+    monkeypatch.setattr(cluster, "tail_job_logs", tail)
+    with pytest.raises(TrainingError, match="does not answer any more"):
+        follow(Submission(cluster, "http://here", "x", attached=False), lambda text: None)
+
+
+def test_a_job_knows_which_cores_its_own_process_holds(cluster):
+    assert "driver_cpus" not in cluster.jobs[submit(JOB).id].metadata
+    other = submit(JOB.model_copy(update={"out": "/elsewhere"}), driver_cpus=1.5)
+    assert cluster.jobs[other.id].metadata["driver_cpus"] == "1.5"
+
+
 def test_no_cluster_is_told_with_what_to_do(monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     with socket.socket() as taken:
