@@ -75,6 +75,11 @@ class Clock(tune.Stopper):
         self._written = 0.0
         self._used = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the moments of this process's clock: Ray Tune saves the stopper, and takes a sweep up with it, maybe days later
+        and on another machine. What was used until then is in the file."""
+        return vars(self) | {"_last": None, "_written": 0.0}
+
     @property
     def path(self) -> Path:
         """The file."""

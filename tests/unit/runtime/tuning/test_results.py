@@ -1,3 +1,6 @@
+import math
+import pickle
+
 import pytest
 
 from penchant.cli.tune import parse_seconds, show_trials
@@ -171,6 +174,28 @@ def test_the_clock_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert again.is_up
     assert again.seconds() == pytest.approx(11)
     assert not Clock(MirroredFolder(tmp_path / "other", identity="run.json", growing=[]), None).stop_all()
+
+
+@pytest.mark.parametrize("started_at", [0.0, 100.0, 1e6])
+def test_the_clock_that_ray_tune_has_saved_does_not_count_the_interruption(tmp_path, monkeypatch, started_at):
+    now = [1000.0]
+    monkeypatch.setattr("penchant.runtime.tuning.journal.time.monotonic", lambda: now[0])
+    clock = Clock(MirroredFolder(tmp_path, identity="run.json", growing=[]), 10)
+    assert not clock.stop_all()
+    now[0] += 6
+    assert not clock.stop_all()
+    saved = pickle.dumps(clock)
+    now[0] += 1
+    assert not clock.stop_all(), "the one that was saved goes on"
+    assert clock.seconds() == pytest.approx(7)
+    now[0] = started_at  # a machine's clock counts from its own start
+    again = pickle.loads(saved)
+    assert not again.stop_all()
+    now[0] += 2
+    assert not again.stop_all()
+    assert again.seconds() == pytest.approx(9)
+    now[0] += 1
+    assert again.stop_all()
 
 
 def test_a_reason_is_the_last_line_of_a_trace():
