@@ -94,6 +94,13 @@ def test_of_those_within_a_standard_error_of_the_most_accurate_the_smallest_is_t
     assert ("most accurate" in said) == (chosen == "c")
 
 
+@pytest.mark.parametrize(("accuracy", "taken_for"), [(1.02, 1.0), (-0.01, 0.0), (0.8, 0.8)])
+def test_an_accuracy_that_is_a_sum_may_lie_beyond_what_a_share_can_be(accuracy, taken_for):
+    (row,) = read_trials([started("a"), look("a", 6, accuracy, best=accuracy, compared=100), completed("a")])
+    assert row.standard_error == pytest.approx(math.sqrt(taken_for * (1 - taken_for) / 100))
+    assert best_of([row]).trial == "a"
+
+
 def test_of_equals_the_earlier_is_taken():
     equal = [started("x", 1), look("x", 6, 0.6), completed("x"), started("y", 2), look("y", 6, 0.6), completed("y")]
     assert best_of(read_trials(equal)).trial == "x"
