@@ -147,3 +147,26 @@ def test_a_sweep_in_a_bucket_goes_on_on_another_machine(data, bucket, tmp_path, 
     assert json.loads(storage.read_bytes(f"{out}/sweep.json"))["summary"]["trials"] == 6
     assert storage.read_bytes(f"{out}/sweep.html")
     assert "Fit the best" in said
+
+
+@pytest.mark.timeout(450)
+def test_trials_of_several_workers_report_their_looks_and_leave_no_checkpoints(data, tmp_path, tiny_backbone):
+    out = tmp_path / "sweep"
+    space = {
+        "stage": "reward",
+        "parameters": {"reward.learning_rate": {"choice": [0.001, 0.003]}},
+        "settings": SMALL | {"experts": {"num_experts": 0}},
+        "asha": {"steps": 60, "first": 60},
+        "max_failures": 0,
+        "trials": 2,
+    }
+    # A checkpoint at every look: what a group reports to Ray Train of one is no look, and would end the whole sweep.
+    small = [f"backbone.name={tiny_backbone}", "workers.num_workers=2", "workers.checkpoint_seconds=0.001"]
+    said, errors = start(command(data, out, space, *small)).communicate(timeout=400)
+    assert (out / "sweep.json").is_file(), said + errors
+    found = json.loads((out / "sweep.json").read_text())
+    assert [(trial["state"], trial["reason"]) for trial in found["trials"]] == [("finished", "")] * 2
+    assert all(0 < trial["accuracy"] <= 1 for trial in found["trials"])
+    assert sum(folder.is_dir() for folder in (out / "graphs").iterdir()) == 1
+    assert not (out / "checkpoints").exists()
+    assert not (out / "scratch").exists()

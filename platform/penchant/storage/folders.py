@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,10 +178,17 @@ def sizes(uri: str) -> dict[str, int]:
         return {name: info.size for name, info in list_files(*open_filesystem(uri)).items()}
 
 
-def remove(uri: str) -> None:
-    """Deletes everything below a URI."""
-    with explain_storage_errors(uri):
-        filesystem, root = open_filesystem(uri)
+def remove(location: Location) -> None:
+    """Deletes a folder, or everything below a URI.
+
+    Raises:
+        StorageError: It cannot be deleted at the URI. Of a local folder what cannot be deleted stays.
+    """
+    if not is_remote(location):
+        shutil.rmtree(location, ignore_errors=True)
+        return
+    with explain_storage_errors(str(location)):
+        filesystem, root = open_filesystem(str(location))
         if list_files(filesystem, root):
             filesystem.delete_dir(root)
 

@@ -107,6 +107,28 @@ def test_a_group_that_may_be_smaller_is_made_anew_of_what_there_is(monkeypatch, 
     assert said == (["There is room for 1 of 3 workers. The stage goes on with these."] if asked[-1] == 1 else [])
 
 
+@pytest.mark.parametrize(("on_look", "every"), [(None, 20.0), (print, None)])
+def test_a_stage_that_reports_its_looks_keeps_no_checkpoints_and_workers_get_what_is_asked(monkeypatch, tmp_path, on_look, every):
+    started = []
+
+    class TrainerThatTells:
+        def __init__(self, loop, **asked):
+            started.append(asked)
+
+        def fit(self):
+            pass
+
+    monkeypatch.setattr(workers.ray, "cluster_resources", lambda: {"CPU": 8})
+    monkeypatch.setattr(workers, "TorchTrainer", TrainerThatTells)
+    settings = WorkerSettings(num_workers=2, threads=3)
+    for resources in (None, {"CPU": 3.0, "GPU": 0.0}):
+        config = {"log": str(tmp_path / "log.jsonl")}
+        options = {"settings": settings, "on_look": on_look, "resources_per_worker": resources}
+        run_stage(print, config, name="reward", storage=tmp_path, **options)
+    assert [asked["train_loop_config"]["checkpoint_seconds"] for asked in started] == [every, every]
+    assert [asked["scaling_config"].num_cpus_per_worker for asked in started] == [1, 3.0]
+
+
 @pytest.mark.parametrize(
     ("deaths", "ends"), [(2, contextlib.nullcontext()), (3, pytest.raises(TrainingError, match="stage failed"))]
 )

@@ -141,7 +141,7 @@ class Checkpointer:
     Every worker calls it at the same steps; each writes its own file, and a checkpoint counts when all have.
 
     Args:
-        every_seconds: Time between two checkpoints; None to keep none (in a trial of a sweep, Ray Train has nowhere to put them).
+        every_seconds: Time between two checkpoints; None to keep none (what a trial of a sweep reports are its looks alone).
         log: Where it says which checkpoint could not be used.
     """
 

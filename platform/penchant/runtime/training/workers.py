@@ -82,14 +82,17 @@ def run_stage(
     in_process: bool = False,
     on_look: Callable[[Any, Any], None] | None = None,
     callbacks: Sequence[UserCallback] = (),
+    resources_per_worker: dict[str, float] | None = None,
 ) -> None:
     """Runs `loop(config)` on every worker of the group. The same name in the same storage (a folder or a URI) resumes its last
     checkpoint.
 
     Args:
         in_process: One worker, in this process and thread, without checkpoints: nothing is started (a sweep's trials).
-        on_look: Called by every worker with the trainer and each progress that it yields.
+        on_look: Called by every worker with the trainer and each progress that it yields. Such a stage keeps no checkpoints: what
+            it reports to Ray Train are its looks alone.
         callbacks: Ray Train's, beside the workers.
+        resources_per_worker: Cores (`CPU`) and GPUs (`GPU`) that each worker is given; by default one GPU, or one core.
 
     Raises:
         PenchantError: What a worker raised, or a `TrainingError` for a failure that is not the user's.
@@ -115,7 +118,7 @@ def run_stage(
             train_loop_config=config
             | {
                 "threads": group.threads,
-                "checkpoint_seconds": None if in_process else settings.checkpoint_seconds,
+                "checkpoint_seconds": None if in_process or on_look else settings.checkpoint_seconds,
                 "on_look": on_look,
             },
             scaling_config=ScalingConfig(
@@ -123,6 +126,7 @@ def run_stage(
                 num_workers=0 if in_process else num_workers,
                 # GPUs of one machine are joined best; cores and memory are shared with whoever is on the same machine.
                 placement_strategy="PACK" if group.use_gpu else "SPREAD",
+                resources_per_worker=resources_per_worker,
             ),
             torch_config=TorchConfig(timeout_s=math.ceil(settings.hang_seconds)),
             run_config=RunConfig(

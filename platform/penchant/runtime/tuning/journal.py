@@ -75,6 +75,11 @@ class Clock(tune.Stopper):
         self._written = 0.0
         self._used = 0.0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the moments of this process's clock: Ray Tune saves the stopper, and takes a sweep up with it, maybe days later
+        and on another machine. What was used until then is in the file."""
+        return vars(self) | {"_last": None, "_written": 0.0}
+
     @property
     def path(self) -> Path:
         """The file."""
@@ -108,7 +113,7 @@ class Clock(tune.Stopper):
 
 
 class RecordedAsha(ASHAScheduler):
-    """ASHA that writes down whom it stops.
+    """ASHA that writes down whom it stops, and knows from the journal how trials did before an interruption.
 
     Args:
         journal: Where.
@@ -122,6 +127,21 @@ class RecordedAsha(ASHAScheduler):
             time_attr="step", metric="accuracy", mode="max", max_t=steps, grace_period=first, reduction_factor=factor
         )
         self.journal, self.steps = journal, steps
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Takes a trial on; one that has ended already, in a sweep that is taken up, with its looks."""
+        super().on_trial_add(tune_controller, trial)
+        if trial.is_finished():
+            # Ray Tune takes a sweep up with the scheduler that it began with, which has seen no trial. Those that were under
+            # way begin again, and are seen then.
+            self._remember(tune_controller, trial)
+
+    def _remember(self, tune_controller: Any, trial: Trial) -> None:
+        name = trial.trial_id
+        looks = [record for record in self.journal.read() if record["event"] == "look" and record["trial"] == name]
+        for look in looks:
+            super().on_trial_result(tune_controller, trial, look)
+        super().on_trial_complete(tune_controller, trial, looks[-1] if looks else {})
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """ASHA's decision."""

@@ -51,7 +51,8 @@ class TrialRow:
     @property
     def standard_error(self) -> float:
         """Of the accuracy, as of so many independent comparisons: choices of one user or prompt go together, so it is more."""
-        accuracy = self.accuracy or 0.0
+        # With experts it is the heads' accuracy on all comparisons and a gain on a few, which together may come to more than 1.
+        accuracy = min(1.0, max(0.0, self.accuracy or 0.0))
         return math.sqrt(accuracy * (1 - accuracy) / self.compared) if self.compared else 0.0
 
     @property

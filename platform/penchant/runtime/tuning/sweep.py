@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,10 +39,10 @@ from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, re
 from penchant.runtime.tuning.search import CheckedSearch
 from penchant.runtime.tuning.show import show_sweep
 from penchant.runtime.tuning.space import Space
-from penchant.runtime.tuning.trial import TrialAlone, TrialPlan, run_group_trial
-from penchant.storage import Location, MirroredFolder, open_location
+from penchant.runtime.tuning.trial import GroupsRelease, TrialAlone, TrialPlan, run_group_trial
+from penchant.storage import Location, MirroredFolder, open_location, remove
 
-_EXPERIMENT = "tune"
+_EXPERIMENT, _CHECKPOINTS = "tune", "checkpoints"
 _RUN = "run.json"
 _GROWING = (JOURNAL, CLOCK, "sweep.json")
 
@@ -135,7 +134,9 @@ class Sweep:
             self._prepare()
             with show_sweep(self.console, self.journal, self.trials):
                 self._tune()
-            shutil.rmtree(self.out / "scratch", ignore_errors=True)
+            # What is left is of trials that were ended half-way, with their process.
+            remove(self.out / "scratch")
+            remove(self.folder.location(_CHECKPOINTS))
         return self._write()
 
     def _prepare(self) -> None:
@@ -147,20 +148,22 @@ class Sweep:
 
     def _tune(self) -> None:
         group, gpus = self._group()
+        worker: dict[str, float] = {"CPU": self.space.resources.cpus, "GPU": gpus}
         workers = {"num_workers": group, "threads": self.space.resources.cpus, "use_gpu": gpus > 0}
         base = self.stages.settings  # the base model's folder is absolute there
         base = self.base.model_copy(update={"backbone": base.backbone, "workers": self.base.workers.model_copy(update=workers)})
         plan = TrialPlan(
             out=self.out,
-            checkpoints=self.folder.location("checkpoints"),
+            checkpoints=self.folder.location(_CHECKPOINTS),
             prepared=self.stages.run.location("prepared"),
             dataset=self.dataset.fingerprint,
             space=self.space,
             base=base,
+            worker=worker,
         )
         # A trial in its own process uses what it is given; one with a group waits for its workers, who are given theirs. Ray Tune
         # refuses a trial that asks for nothing: that one asks for a byte.
-        own: dict[str, float] = {"CPU": self.space.resources.cpus, "GPU": gpus} if group == 1 else {"memory": 1}
+        own = worker if group == 1 else {"memory": 1.0}
         run: Any = TrialAlone if group == 1 else run_group_trial
         trainable = tune.with_resources(tune.with_parameters(run, plan=plan), own)
         # The state that a crash leaves is at most so old, in seconds; the journal replaces Tune's own logs.
@@ -195,6 +198,13 @@ class Sweep:
                     where="resources of the space",
                     fix="Ask for less.",
                 )
+        if group > 1 and 0 < gpus < 1:
+            # They talk through NCCL, which wants a device for each.
+            raise TrainingError(
+                "The workers of one trial cannot share a GPU.",
+                where="resources.gpus of the space",
+                fix="Give each worker a whole one, or a trial one worker.",
+            )
         return group, gpus
 
     def _wait(self) -> None:
@@ -229,7 +239,7 @@ class Sweep:
             name=_EXPERIMENT,
             storage_path=self.folder.uri or str(self.out),
             stop=self.clock,
-            callbacks=[JournalCallback(self.journal, self.clock)],
+            callbacks=[JournalCallback(self.journal, self.clock), GroupsRelease()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only its looks are kept
             failure_config=tune.FailureConfig(max_failures=self.space.max_failures),
             verbose=0,

@@ -7,8 +7,8 @@ personalised model alone. What several trials begin with alike (a graph, the hea
 
 from __future__ import annotations
 
+import contextlib
 import queue
-import shutil
 import threading
 import time
 import uuid
@@ -18,23 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray import tune
+from ray import PlacementGroupID, tune
+from ray.tune.experiment import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.result import RESULT_DUPLICATE
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from penchant import __version__
+from penchant.errors import StorageError
 from penchant.runtime.training.config import FitSettings
 from penchant.runtime.training.expert_stage import expert_loop
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
+from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.reward_stage import reward_loop
 from penchant.runtime.training.shared import SharedResults
 from penchant.runtime.training.workers import run_stage
 from penchant.runtime.tuning.candidates import stage_of, trial_settings
 from penchant.runtime.tuning.looks import MODEL, Heads, Looks
 from penchant.runtime.tuning.space import Space, Stage, Value
-from penchant.storage import Location
+from penchant.storage import Location, join, remove
 
 _STOP_SECONDS = 10
+_GROUP = "placement_group"
+"""Where a look names the resources that the trial's workers hold."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +50,50 @@ class TrialPlan:
     out: Path
     """Where graphs and heads are shared: the sweep's folder, or its mirror, which each node has of its own."""
     checkpoints: Location
-    """Where Ray Train keeps what it keeps of a group of workers."""
+    """Where Ray Train keeps what it keeps of a group of workers: of each trial in a folder of its own, as long as it runs."""
     prepared: Location
     """The prepared data, which holds no test comparison and no unseen user."""
     dataset: str
     """Fingerprint of the data set."""
     space: Space
     base: FitSettings
+    worker: Mapping[str, float]
+    """What each worker of a group is given: cores (`CPU`) and GPUs (`GPU`)."""
 
 
 def run_group_trial(config: dict[str, Any], plan: TrialPlan) -> None:
     """What Ray Tune runs where a trial has several workers: `config` has its values by dotted key."""
-    _Trial(plan, config, ray.train.report, [TuneReportCallback()]).run()
+    _Trial(plan, config, _report_of_group, [TuneReportCallback()]).run()
+
+
+def _report_of_group(metrics: dict[str, Any]) -> None:
+    group = get_current_placement_group()
+    ray.train.report(metrics | ({} if group is None else {_GROUP: group.id.hex()}))
+
+
+class GroupsRelease(tune.Callback):
+    """Gives back what a trial's group of workers holds when the trial ends.
+
+    A trial that ASHA stops is ended with its process, and in Ray 2.60 the workers' placement group then outlives it where Ray's
+    own cleaner finds no dashboard, or another cluster on the machine: the next trial would wait for its resources for ever.
+    """
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial ended without an error."""
+        self._release(trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed, and is tried again with another group."""
+        self._release(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed, and is given up."""
+        self._release(trial)
+
+    def _release(self, trial: Trial) -> None:
+        group = (trial.last_result or {}).get(_GROUP)
+        if group is not None:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))
 
 
 class TrialAlone(tune.Trainable):
@@ -136,6 +174,13 @@ class Talk:
         return not self._thread.is_alive()
 
 
+class _UnkeptLog(ProgressLog):
+    """What a stage says beside its looks, which nobody reads: a file of a group that is being ended would outlive the sweep."""
+
+    def write(self, **values: Any) -> None:
+        pass
+
+
 class _Trial:
     def __init__(
         self,
@@ -149,14 +194,19 @@ class _Trial:
         self.alone = not callbacks
         self.name = uuid.uuid4().hex[:8]
         self.scratch = plan.out / "scratch" / self.name
-        """What the trial's model and curves are written to. Only its looks are kept: the best is fitted again, in full."""
+        """What the trial's model is written to. Only its looks are kept: the best is fitted again, in full."""
+        self.checkpoints = join(plan.checkpoints, self.name)
+        """Of the stages that a group of workers trains without looks, which nobody takes up after the trial."""
         self.started = time.monotonic()
 
     def run(self) -> None:
         try:
             self._run(stage_of(self.plan.space, self.plan.base))
         finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            remove(self.scratch)
+            if not self.alone:  # a worker in this process has kept none
+                with contextlib.suppress(StorageError):  # the end of the sweep deletes what is left
+                    remove(self.checkpoints)
 
     def _run(self, stage: Stage) -> None:
         if stage == "graph":
@@ -172,17 +222,22 @@ class _Trial:
         )
 
     def _stage(self, stage: Stage, loop: Any, config: dict[str, Any], *, looks: bool = False, heads: Heads | None = None) -> None:
-        log = self.scratch / f"{stage}.jsonl"
-        shared = {"prepared": str(self.plan.prepared), "log": str(log), "models": (MODEL,)}
+        log = _UnkeptLog(self.scratch / f"{stage}.jsonl")
+        shared = {"prepared": str(self.plan.prepared), "log": log, "models": (MODEL,)}
+        workers = self.settings.workers
+        if looks:
+            # It has no checkpoint to go on from: Ray Tune begins a trial that lost a worker again, and knows of its looks.
+            workers = workers.model_copy(update={"max_failures": 0})
         run_stage(
             loop,
             config | shared,
             name=f"{self.name}-{stage}",
-            storage=self.plan.checkpoints,
-            settings=self.settings.workers,
+            storage=self.checkpoints,
+            settings=workers,
             in_process=self.alone,
             on_look=Looks(self.report, shared_seconds=time.monotonic() - self.started, heads=heads) if looks else None,
             callbacks=self.callbacks if looks else (),
+            resources_per_worker=None if self.alone else dict(self.plan.worker),
         )
 
     def _make_graph(self, out: Path) -> None:

@@ -1,3 +1,6 @@
+import math
+import pickle
+
 import pytest
 
 from penchant.cli.tune import parse_seconds, show_trials
@@ -91,6 +94,13 @@ def test_of_those_within_a_standard_error_of_the_most_accurate_the_smallest_is_t
     assert ("most accurate" in said) == (chosen == "c")
 
 
+@pytest.mark.parametrize(("accuracy", "taken_for"), [(1.02, 1.0), (-0.01, 0.0), (0.8, 0.8)])
+def test_an_accuracy_that_is_a_sum_may_lie_beyond_what_a_share_can_be(accuracy, taken_for):
+    (row,) = read_trials([started("a"), look("a", 6, accuracy, best=accuracy, compared=100), completed("a")])
+    assert row.standard_error == pytest.approx(math.sqrt(taken_for * (1 - taken_for) / 100))
+    assert best_of([row]).trial == "a"
+
+
 def test_of_equals_the_earlier_is_taken():
     equal = [started("x", 1), look("x", 6, 0.6), completed("x"), started("y", 2), look("y", 6, 0.6), completed("y")]
     assert best_of(read_trials(equal)).trial == "x"
@@ -171,6 +181,28 @@ def test_the_clock_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert again.is_up
     assert again.seconds() == pytest.approx(11)
     assert not Clock(MirroredFolder(tmp_path / "other", identity="run.json", growing=[]), None).stop_all()
+
+
+@pytest.mark.parametrize("started_at", [0.0, 100.0, 1e6])
+def test_the_clock_that_ray_tune_has_saved_does_not_count_the_interruption(tmp_path, monkeypatch, started_at):
+    now = [1000.0]
+    monkeypatch.setattr("penchant.runtime.tuning.journal.time.monotonic", lambda: now[0])
+    clock = Clock(MirroredFolder(tmp_path, identity="run.json", growing=[]), 10)
+    assert not clock.stop_all()
+    now[0] += 6
+    assert not clock.stop_all()
+    saved = pickle.dumps(clock)
+    now[0] += 1
+    assert not clock.stop_all(), "the one that was saved goes on"
+    assert clock.seconds() == pytest.approx(7)
+    now[0] = started_at  # a machine's clock counts from its own start
+    again = pickle.loads(saved)
+    assert not again.stop_all()
+    now[0] += 2
+    assert not again.stop_all()
+    assert again.seconds() == pytest.approx(9)
+    now[0] += 1
+    assert again.stop_all()
 
 
 def test_a_reason_is_the_last_line_of_a_trace():
