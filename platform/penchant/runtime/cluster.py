@@ -43,10 +43,8 @@ def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> boo
     where = f"--address {address}" if address else f"RAY_ADDRESS={found}"
     if found != "local":
         _check_reachable(found, where)
-        if _is_here(found):
-            # Clusters of this machine ask for this user's token unless they are told not to. Ray itself shows it to one that it
-            # finds, but not at a given address, which might be a stranger's.
-            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        place = _host_and_port(found)
+        show_token(place[0] if place else "")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A report waits for the controller's next look; its default is 2 s (measured: 2 s a report, 0.2 s with this).
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -77,14 +75,21 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     return (host, int(port)) if port.isdigit() else None
 
 
-def _is_here(address: str) -> bool:
-    """Whether it is an address of this machine: one that a socket can be bound to."""
-    place = _host_and_port(address)
-    if place is None:
-        return False
+def show_token(host: str) -> None:
+    """Has Ray show this user's token (`~/.ray/auth_token`), if there is one, to a cluster at a host of this machine.
+
+    Such a cluster asks for it unless it was told not to. Ray itself shows it to one that it finds, but not at a given address,
+    which might be a stranger's.
+    """
+    if _is_here(host):
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _is_here(host: str) -> bool:
+    """Whether it is a host of this machine: one that a socket can be bound to."""
     with contextlib.suppress(OSError), socket.socket() as probe:
-        probe.bind((place[0], 0))
-        return True
+        probe.bind((host, 0))
+        return bool(host)
     return False
 
 

@@ -10,6 +10,7 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from penchant.config import load_settings
 from penchant.errors import ConfigError, DataError, OutputError, TrainingError
+from penchant.runtime import cluster
 from penchant.runtime.cluster import start_ray
 from penchant.runtime.training import workers
 from penchant.runtime.training.config import WorkerSettings
@@ -26,6 +27,16 @@ def test_address_where_nobody_answers_is_told_at_once(given, monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", address)
         start_ray(address if given else None)
     assert (f"--address {address}" if given else f"RAY_ADDRESS={address}") in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", True), ("localhost", True), ("203.0.113.7", False), ("nowhere.invalid", False), ("", False)]
+)
+def test_this_users_token_is_shown_to_clusters_of_this_machine_alone(monkeypatch, host, shown):
+    asked = []
+    monkeypatch.setattr(cluster, "maybe_enable_token_auth_if_token_available", lambda **named: asked.append(named))
+    cluster.show_token(host)
+    assert bool(asked) == shown
 
 
 def test_a_workers_mistake_comes_through_rays_wrapping():

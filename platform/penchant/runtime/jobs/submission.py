@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import aiohttp
 import requests
@@ -29,7 +29,7 @@ import penchant
 from penchant.artifacts import file_fingerprint, fingerprint
 from penchant.config import dump_settings
 from penchant.errors import ConfigError, OutputError, TrainingError
-from penchant.runtime.cluster import DRIVER_CPUS
+from penchant.runtime.cluster import DRIVER_CPUS, show_token
 from penchant.runtime.jobs.settings import Job
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -64,6 +64,7 @@ def connect(address: str | None = None) -> tuple[JobSubmissionClient, str]:
     chosen = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     where = f"--address {chosen}"
     _check_reachable(chosen, where)
+    show_token(_parts(chosen).hostname or "")
     os.environ["RAY_API_SERVER_ADDRESS"] = chosen  # or Ray would prefer RAY_ADDRESS to what it is told
     try:
         client = JobSubmissionClient(chosen)
@@ -81,8 +82,12 @@ def connect(address: str | None = None) -> tuple[JobSubmissionClient, str]:
     return client, chosen
 
 
+def _parts(address: str) -> SplitResult:
+    return urlsplit(address if "://" in address else f"//{address}")
+
+
 def _check_reachable(address: str, where: str) -> None:
-    parts = urlsplit(address if "://" in address else f"//{address}")
+    parts = _parts(address)
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname or "", port), timeout=5).close()
