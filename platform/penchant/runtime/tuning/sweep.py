@@ -183,14 +183,20 @@ class Sweep:
         """Workers of a trial, and GPUs of each.
 
         Raises:
-            TrainingError: One trial wants more than there is after `workers.wait_seconds`.
+            TrainingError: One trial wants more than there is after `workers.wait_seconds`, or its workers would share a GPU.
         """
+        group, gpus = self.base.workers.num_workers or 1, self.space.resources.gpus
+        if group > 1 and gpus is not None and 0 < gpus < 1:
+            # They talk through NCCL, which wants a device for each.
+            raise TrainingError(
+                "The workers of one trial cannot share a GPU.",
+                where="resources.gpus of the space",
+                fix="Give each worker a whole one, or a trial one worker.",
+            )
         self._wait()
         there = ray.cluster_resources()
-        gpus = self.space.resources.gpus
         if gpus is None:
             gpus = 1.0 if there.get("GPU", 0) and self.base.workers.use_gpu is not False else 0.0
-        group = self.base.workers.num_workers or 1
         for name, each in (("CPU", float(self.space.resources.cpus)), ("GPU", gpus)):
             if each * group > there.get(name, 0):
                 raise TrainingError(
@@ -198,13 +204,6 @@ class Sweep:
                     where="resources of the space",
                     fix="Ask for less.",
                 )
-        if group > 1 and 0 < gpus < 1:
-            # They talk through NCCL, which wants a device for each.
-            raise TrainingError(
-                "The workers of one trial cannot share a GPU.",
-                where="resources.gpus of the space",
-                fix="Give each worker a whole one, or a trial one worker.",
-            )
         return group, gpus
 
     def _wait(self) -> None:

@@ -93,7 +93,8 @@ def test_what_the_workers_of_a_trial_hold_is_given_back_when_ray_tune_ends_it(mo
 def test_workers_of_one_trial_share_no_gpu(monkeypatch, workers, gpus, shares):
     monkeypatch.setattr("penchant.runtime.tuning.sweep.ray.cluster_resources", lambda: {"CPU": 8, "GPU": 2})
     space = Space.model_validate(SPACE | {"resources": {"cpus": 1, "gpus": gpus}})
-    sweep = SimpleNamespace(space=space, base=base_settings(space, None, [f"workers.num_workers={workers}"], where="here"))
+    base = base_settings(space, None, [f"workers.num_workers={workers}"], where="here")
+    sweep = SimpleNamespace(space=space, base=base, _wait=lambda: None)
     if shares:
         with pytest.raises(TrainingError, match="cannot share a GPU"):
             Sweep._group(sweep)

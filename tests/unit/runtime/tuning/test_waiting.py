@@ -39,9 +39,9 @@ def sweep_of(resources, workers):
 
 
 def test_a_cluster_at_rest_is_asked_for_what_a_trial_wants(at_rest):
-    made = sweep_of({"cpus": 2, "gpus": 0.5}, {"num_workers": 2, "wait_seconds": 600})
-    assert made._group() == (2, 0.5)
-    assert at_rest == [[{"GPU": 1}], [], [{"CPU": 1}] * 4, []]
+    made = sweep_of({"cpus": 2, "gpus": 1}, {"num_workers": 2, "wait_seconds": 600})
+    assert made._group() == (2, 1)
+    assert at_rest == [[{"GPU": 1}] * 2, [], [{"CPU": 1}] * 4, []]
 
 
 def test_gpus_are_asked_for_where_workers_use_them(at_rest):
