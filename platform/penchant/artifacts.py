@@ -228,7 +228,7 @@ class Manifest:
     """What a bundle is: enough to refuse a wrong one before any tensor is read."""
 
     name: str
-    """A short id of the bundle's content, as answers quote it."""
+    """A short id of the bundle's files and settings, as answers quote it."""
     dataset: str
     """Fingerprint of the data set it was trained on."""
     backbone: dict[str, Any]

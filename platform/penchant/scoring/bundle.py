@@ -107,17 +107,16 @@ def write_bundle(folder: Path, parts: BundleParts, *, dataset: str, counts: Mapp
         if parts.questions is not None:
             _write_questions(draft / "onboarding", parts.questions)
         files = list_files(draft)
-        manifest = Manifest(
-            name=fingerprint(files)[:12],
-            dataset=dataset,
-            backbone=parts.backbone.model_dump(mode="json"),
-            graph=parts.encoder.settings.model_dump(mode="json"),
-            reward=parts.head_settings.model_dump(mode="json"),
-            experts={} if parts.experts is None else parts.experts.settings.model_dump(mode="json"),
-            onboarding=parts.onboarding.model_dump(mode="json"),
-            counts=dict(counts),
-            files=files,
-        )
+        settings: dict[str, Any] = {
+            "backbone": parts.backbone.model_dump(mode="json"),
+            "graph": parts.encoder.settings.model_dump(mode="json"),
+            "reward": parts.head_settings.model_dump(mode="json"),
+            "experts": {} if parts.experts is None else parts.experts.settings.model_dump(mode="json"),
+            "onboarding": parts.onboarding.model_dump(mode="json"),
+        }
+        # The same weights under other settings are another model: users onboarded by one kind are nobody under another.
+        name = fingerprint([files, settings])[:12]
+        manifest = Manifest(name=name, dataset=dataset, counts=dict(counts), files=files, **settings)
         manifest.write(draft)
     return manifest
 

@@ -17,7 +17,8 @@ class OnboardingSettings(Settings):
 
     kind: Literal["auto", "forward", "neighbours", "prototypes"] = "auto"
     """`auto`: the one that ranks most left-out choices of unseen users right. `forward`: the graph encoder over the
-    user's own edges. `neighbours`: the paper's. `prototypes`: weighed by the reward model's margins; any text will do."""
+    user's own edges. `neighbours`: the paper's. `prototypes`: weighed by the reward model's margins; any text will do.
+    Under a linear head, which sees no user, `auto` is `forward` where the encoder can, else `neighbours`."""
     prototypes: int = Field(32, ge=1)
     """Prototype users: k-means centres of the seen users' embeddings."""
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.01, 0.02, 0.05, 0.1, 0.2, 0.5), min_length=1)

@@ -138,10 +138,13 @@ class PersonalisedRewardModel:
         )
 
     def resolve(self, user: str) -> ResolvedUser:
-        """Who a user id is to this bundle. An unknown one is said to be unknown, not refused."""
-        if user in self._onboarded:
-            return ResolvedUser(user, "onboarded", self._onboarded[user])
-        return self.seen(user) or ResolvedUser(user, "unknown", None)
+        """Who a user id is to this bundle. An unknown one is said to be unknown, not refused.
+
+        A user of the bundle's own stays what training made of them, whatever was onboarded under their id; as in the service.
+        """
+        onboarded = self._onboarded.get(user)
+        known = ResolvedUser(user, "unknown" if onboarded is None else "onboarded", onboarded)
+        return self.seen(user) or known
 
     def seen(self, user: str) -> ResolvedUser | None:
         """A user of the bundle's own, or None."""
@@ -202,7 +205,8 @@ class PersonalisedRewardModel:
         return score, uniform
 
     def onboard(self, comparisons: Mapping[str, Sequence[TextComparison]]) -> dict[str, Tensor]:
-        """Embeddings (D,) of users from their comparisons of any texts, which this object then knows them by.
+        """Embeddings (D,) of users from their comparisons of any texts, which this object then knows them by; but for the
+        bundle's own users, see `resolve`.
 
         Raises: see `embed_choices`.
         """
@@ -212,6 +216,9 @@ class PersonalisedRewardModel:
 
     def embed_choices(self, comparisons: Mapping[str, Sequence[TextComparison]]) -> dict[str, Tensor]:
         """Embeddings (D,) of users from their comparisons of any texts.
+
+        Of a user's comparisons of one pair the last alone counts, as in the service. A text that was in training is known again
+        without the blanks around it, too.
 
         Raises:
             DataError: A user without a comparison, a blank text, or chosen = rejected.
@@ -223,15 +230,22 @@ class PersonalisedRewardModel:
                 raise DataError("There is no comparison of this user.", where=user, fix="Give at least one.")
             for position, choice in enumerate(choices):
                 _check_choice(choice, where=f"user {user}, comparison {position}")
+            for choice in _latest(choices):
                 columns[0].append(number)
                 for column, response in zip(columns[1:], (choice.chosen, choice.rejected), strict=True):
                     column.append(rows.setdefault((choice.prompt, response), len(rows)))
         texts = list(rows)
         coded = Comparisons(*(np.array(column, dtype=np.int64) for column in columns))
         features = self.texts.features(texts)
-        known = np.array([self._response_row.get(text_key(text).hex(), -1) for text in texts])
+        known = np.array([self._row_of(text) for text in texts])
         embedding = self.embed(coded, features, known, num_users=len(comparisons))
         return dict(zip(comparisons, embedding, strict=True))
+
+    def _row_of(self, text: Text) -> int:
+        """A text's row among the bundle's responses, or -1."""
+        prompt, response = text
+        keys = (text_key(text).hex(), text_key((prompt.strip(), response.strip())).hex())
+        return next((self._response_row[key] for key in keys if key in self._response_row), -1)
 
     def next_question(self, comparisons: Sequence[TextComparison] = ()) -> Question | None:
         """The pair of the bundle's pool whose answer is expected to tell most about a user who has made these comparisons.
@@ -313,6 +327,12 @@ class PersonalisedRewardModel:
         layers[:, inside] = parts.response_layers[:, known[inside]]
         degree[:, inside] = parts.response_degree[:, known[inside]]
         return layers, degree
+
+
+def _latest(choices: Sequence[TextComparison]) -> list[TextComparison]:
+    """The last choice of each pair, in order."""
+    latest = {(choice.prompt, frozenset((choice.chosen, choice.rejected))): row for row, choice in enumerate(choices)}
+    return [choices[row] for row in sorted(latest.values())]
 
 
 def _check_choice(choice: TextComparison, *, where: str) -> None:

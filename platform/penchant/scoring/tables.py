@@ -74,7 +74,7 @@ class ExpertTable:
     ) -> None:
         self.model, self.reader, self.texts = model, reader, texts
         self.batch_size, self.on_progress = batch_size, on_progress
-        self.cache = cache or VectorCache(sys.maxsize)
+        self.cache = VectorCache(sys.maxsize) if cache is None else cache  # an empty one is false
         self._keys = [text_key(text) for text in texts]
 
     @torch.no_grad()

@@ -85,6 +85,13 @@ class UserStore(KeyStore):
         version, count, forgotten, created, updated, *_ = rows[0]
         return UserRecord(tenant, user, version, count, forgotten, created, updated, by_bundle)
 
+    def forgotten(self, tenant: str, several: Sequence[str]) -> set[str]:
+        """Which of these users were forgotten, and remembered as such: see `forget`."""
+        by_key = {digest(tenant, user): user for user in several}
+        found = select(users.c.user_key).where(users.c.user_key.in_(by_key), users.c.forgotten)
+        with self._database.reading() as connection:
+            return {by_key[key] for key in connection.execute(found).scalars()}
+
     def add(self, tenant: str, user: str, comparisons: Sequence[Choice], *, idempotency_key: str | None = None) -> Receipt:
         """Stores comparisons of a user, all or none.
 

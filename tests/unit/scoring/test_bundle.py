@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import pytest
@@ -31,6 +32,16 @@ def test_same_parts_same_name(bundle, tmp_path):
     folder, parts, _ = bundle
     again = write_bundle(tmp_path / "again", parts, dataset="another", counts={})
     assert again.name == Manifest.read(folder).name
+
+
+def test_the_same_weights_under_other_settings_are_another_bundle(bundle, tmp_path):
+    """An embedding is kept under the bundle's name, and means nothing under another kind of onboarding."""
+    folder, parts, _ = bundle
+    kind = "prototypes" if parts.onboarding.kind != "prototypes" else "forward"
+    other = dataclasses.replace(parts, onboarding=parts.onboarding.model_copy(update={"kind": kind}))
+    changed = write_bundle(tmp_path / "other", other, dataset="another", counts={})
+    assert changed.files == Manifest.read(folder).files
+    assert changed.name != Manifest.read(folder).name
 
 
 def test_embeddings_are_keyed_by_id_not_by_row(bundle, planted):

@@ -131,6 +131,20 @@ def test_table_encodes_each_text_once_under_each_route(expert_bundle, bundle, pl
     assert encoded == [15]
 
 
+def test_a_service_does_not_encode_the_same_texts_again(expert_bundle, bundle, monkeypatch):
+    model, user = PersonalisedRewardModel.load(expert_bundle, remembered_texts=100), str(bundle[1].user_ids[0])
+    first = model.score(user, "Explain tides.", ["The moon pulls.", "Ha!"])
+    remembered, encoded = model.texts.looked_up()
+
+    def not_again(*_):
+        raise AssertionError("a text is encoded again")
+
+    monkeypatch.setattr(ExpertTable, "_encode", not_again)
+    again = model.score(user, "Explain tides.", ["The moon pulls.", "Ha!"])
+    assert (again.score, again.uniform) == (first.score, first.uniform)
+    assert model.texts.looked_up() == (remembered + 4, encoded), "two texts, personalised and uniform"
+
+
 def test_judged_beside_the_frozen_phase_and_shown(expert_bundle, bundle, planted, tmp_path):
     dataset, model = planted[0], PersonalisedRewardModel.load(expert_bundle)
     evaluator = Evaluator(model, dataset, bundle[2])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -26,6 +27,39 @@ def test_answer_says_how_it_was_personalised(model):
     assert seen.bundle == model.manifest.name
     model.onboard({"nobody": [CHOICE]})
     assert model.score("nobody", "Explain tides.", ["One."]).personalisation == "onboarded"
+
+
+def test_what_is_onboarded_does_not_take_the_place_of_what_was_trained(model):
+    before = model.score("user-0003", "Explain tides.", ["One.", "Two!"])
+    model.onboard({"user-0003": [CHOICE]})
+    assert model.score("user-0003", "Explain tides.", ["One.", "Two!"]) == before
+
+
+def test_of_one_pair_the_last_choice_counts(model):
+    turned = TextComparison(CHOICE.prompt, CHOICE.rejected, CHOICE.chosen)
+    several = model.embed_choices(
+        {"once": [CHOICE], "twice": [CHOICE, CHOICE], "back": [turned, CHOICE], "turned": [CHOICE, turned]}
+    )
+    assert torch.equal(several["twice"], several["once"])
+    assert torch.equal(several["back"], several["once"])
+    assert not torch.allclose(several["turned"], several["once"])
+
+
+def test_a_text_of_the_training_is_known_by_its_words(bundle, planted):
+    folder, parts, _ = bundle
+    dataset = planted[0]
+    neighbours = parts.onboarding.model_copy(update={"kind": "neighbours"})
+    model = PersonalisedRewardModel.load(folder)
+    model.parts = dataclasses.replace(model.parts, onboarding=neighbours)
+    train = dataset.select(split="train", cohort="seen")
+    prompt, chosen, rejected = (
+        dataset.prompts[dataset.prompt_of_response[train.chosen[0]]],
+        dataset.responses[train.chosen[0]],
+        dataset.responses[train.rejected[0]],
+    )
+    plain, blank = TextComparison(prompt, chosen, rejected), TextComparison(prompt, chosen + "\n", rejected)
+    embedded = model.embed_choices({"plain": [plain], "blank": [blank]})
+    assert torch.equal(embedded["blank"], embedded["plain"])
 
 
 def test_scores_do_not_depend_on_what_they_are_asked_with(model):

@@ -1,6 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from penchant.reward.config import HeadSettings
+from penchant.reward.heads import make_head
+from penchant.runtime.training.bundle_stage import _choose_onboarding
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarding import Comparisons, rank_within
@@ -43,3 +48,14 @@ def test_chosen_is_the_best_of_what_was_asked_for(bundle, planted, kind):
     else:
         assert chosen.kind == kind
     assert len(chosen.temperatures) == 1
+
+
+def test_under_a_linear_head_new_users_are_not_all_the_same(bundle, planted):
+    _, parts, features = bundle
+    settings = HeadSettings(kind="linear")
+    head = make_head(settings, feature_dim=features.shape[1], user_dim=parts.user_UD.shape[1])
+    linear = dataclasses.replace(parts, head_settings=settings, personalised=head.eval())
+    chosen, _ = _choose_onboarding(planted[0], OnboardingSettings(), linear, features)
+    assert chosen.kind == ("forward" if parts.encoder.settings.inductive else "neighbours")
+    asked, _ = _choose_onboarding(planted[0], OnboardingSettings(kind="prototypes"), linear, features)
+    assert asked.kind == "prototypes"

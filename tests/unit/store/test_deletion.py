@@ -98,6 +98,16 @@ def test_somebody_forgotten_stays_so(store, choice):
     assert versions == sorted(set(versions))
 
 
+def test_who_of_several_was_forgotten(store, choice):
+    for user in ("ana", "ben"):
+        store.add("t", user, [choice(1)])
+    store.forget("t", "ana", remember=True)
+    store.forget("t", "cem", remember=True)
+    assert store.forgotten("t", ["ana", "ben", "cem", "dan"]) == {"ana", "cem"}
+    assert store.forgotten("other", ["ana"]) == set()
+    assert store.forgotten("t", []) == set()
+
+
 def test_deleted_bytes_are_gone_from_sqlite(tmp_path):
     """Texts of all sizes, users mixed on every page; each text repeats a token, so that no rest of it goes unnoticed."""
     store = UserStore.open(f"sqlite:///{tmp_path}/users.db")

@@ -268,10 +268,7 @@ def _add_bundle(app: FastAPI, service: Service) -> None:
     @app.get("/v1/bundle", responses=_REFUSALS, tags=["operation"])
     async def bundle(key: Annotated[KeyRecord, _allowed(service, "score", "onboard", "admin")]) -> dict[str, Any]:
         """What the bundle is: its name, some of its users on the map, and texts to try it on."""
-        described = await service.scorer.describe()
-        if key.tenant != service.settings.tenant:
-            described |= {"map": [{"x": point["x"], "y": point["y"]} for point in described["map"]]}
-        return described
+        return await service.describe(key.tenant)
 
 
 def _add_playground(app: FastAPI) -> None:

@@ -32,7 +32,7 @@ from penchant.runtime.serving.chat.engine import GenerationEngine
 from penchant.runtime.serving.chat.events import Event, GenerationRequest, Generator
 from penchant.runtime.serving.chat.vllm import VllmHandle, vllm_deployment
 from penchant.runtime.serving.config import GeneratorSettings, LimitSettings, ReplicaSettings, ScorerSettings, ServiceSettings
-from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest, ScoringEngine
+from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest, ScoringEngine, pieces
 from penchant.runtime.serving.handles import CanaryScorer, GeneratorHandle, ScorerHandle
 from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import NoScorer, Scorer, Service
@@ -78,7 +78,9 @@ class ScorerReplica:
     async def _score_batch(self, requests: list[ScoreRequest]) -> list[ScoreAnswer]:
         if not self._turn.taken and self.engine.is_quick(requests):
             return self.engine.score(requests)  # takes less time than handing it to a thread
-        answers: list[ScoreAnswer] = await self._turn.run(self.engine.score, requests)
+        answers: list[ScoreAnswer] = []
+        for piece in pieces(requests):
+            answers += await self._turn.run(self.engine.score, piece)
         return answers
 
     async def score(self, request: ScoreRequest) -> ScoreAnswer:

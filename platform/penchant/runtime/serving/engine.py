@@ -7,7 +7,7 @@ where there is none yet (a new bundle), the user's comparisons.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,6 +42,23 @@ class ScoreRequest:
     known: Knowledge
     prompt: str
     responses: tuple[str, ...]
+
+
+_TEXTS_AT_ONCE = 512
+
+
+def pieces(requests: Sequence[ScoreRequest]) -> Iterator[list[ScoreRequest]]:
+    """Requests in order, in pieces of a few hundred texts or of one request: a pass takes seconds, and not minutes."""
+    piece: list[ScoreRequest] = []
+    texts = 0
+    for request in requests:
+        if piece and texts + len(request.responses) > _TEXTS_AT_ONCE:
+            yield piece
+            piece, texts = [], 0
+        piece.append(request)
+        texts += len(request.responses)
+    if piece:
+        yield piece
 
 
 @dataclass(frozen=True)

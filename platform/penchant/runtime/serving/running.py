@@ -57,7 +57,7 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
     """Starts the service and returns once it can score.
 
     Raises:
-        ConfigError: The port is taken, or the settings cannot be served.
+        ConfigError: The port is taken, a service runs on that cluster already, or the settings cannot be served.
         ArtifactError: There is no bundle, or no store of adapters.
         TrainingError: There is no cluster at the address, or no replica became ready.
     """
@@ -67,6 +67,8 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     alone = start_ray(address, num_cpus=None if address else _logical_cpus(settings))
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    if not alone:
+        _check_absent(address)
     serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
     try:
         serve.run(application, name=SERVICE_NAME, route_prefix="/")
@@ -76,9 +78,20 @@ def run_service(settings: ServiceSettings, *, host: str, port: int, address: str
         raise TrainingError(
             f"The service did not become ready ({str(error).splitlines()[-1][:300]}).",
             where="penchant serve",
-            fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve.",
+            fix="Look into the replica's log under /tmp/ray/session_latest/logs/serve. Where Ray Serve runs already, give the "
+            "--host and --port that it listens at.",
         ) from error
     return RunningService(url, ray.get_runtime_context().gcs_address, alone=alone)
+
+
+def _check_absent(address: str | None) -> None:
+    """Refuses to take the place of a service that runs, which would go down with this command too."""
+    if SERVICE_NAME in serve.status().applications:
+        raise ConfigError(
+            "A service runs there already.",
+            where=f"--address {address or os.environ.get('RAY_ADDRESS')}",
+            fix="Roll another bundle into it with `penchant roll`, or end it first: serve.delete('penchant').",
+        )
 
 
 def _take_down(*, alone: bool) -> None:

@@ -181,6 +181,17 @@ class Service:
         """The bundle, and the comparison to ask a user next; None where all have been answered."""
         return await self.scorer.question(user, await self._choices(tenant, user))
 
+    async def describe(self, tenant: str) -> dict[str, Any]:
+        """What the bundle is, see `ScoringEngine.describe`: without users who were forgotten, and of another tenant's the places
+        alone."""
+        described = await self.scorer.describe()
+        own = self.settings.tenant
+        gone = await _in_thread(lambda: self.store.forgotten(own, [point["user"] for point in described["map"]]))
+        points = [point for point in described["map"] if point["user"] not in gone]
+        if tenant != own:
+            points = [{"x": point["x"], "y": point["y"]} for point in points]
+        return described | {"map": points}
+
     async def user(self, tenant: str, user: str) -> tuple[Place, UserRecord | None]:
         """Who a user is."""
         known, record = await self._knowledge(tenant, user)

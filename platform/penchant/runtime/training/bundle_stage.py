@@ -95,6 +95,9 @@ def _choose_onboarding(
     dataset: PreferenceDataset, settings: OnboardingSettings, parts: BundleParts, features: torch.Tensor
 ) -> tuple[OnboardingSettings, dict[str, float]]:
     """By unseen users' own choices, each held out in turn; where none has two of them, by seen users' valid choices."""
+    if settings.kind == "auto" and parts.head_settings.kind == "linear":
+        # It sees no user: under it all kinds rank alike, and prototypes would place everybody at one point.
+        settings = settings.model_copy(update={"kind": "forward" if parts.encoder.settings.inductive else "neighbours"})
     unseen = dataset.select(split=("train", "valid"), cohort="unseen")
     if len(unseen) and np.bincount(unseen.user).max() > 1:
         users, user = np.unique(unseen.user, return_inverse=True)

@@ -288,6 +288,15 @@ def test_a_tenant_sees_its_own_users_alone(running):
     assert all("user" not in point for point in running.http.get("/v1/bundle", headers=headers).json()["map"])
 
 
+def test_somebody_forgotten_is_not_on_the_map(running):
+    shown = running.http.get("/v1/bundle").json()["map"]
+    user = shown[0]["user"]
+    running.http.delete(f"/v1/users/{user}")
+    assert running.http.get("/v1/bundle").json()["map"] == [point for point in shown if point["user"] != user]
+    headers = {"Authorization": f"Bearer {running.key('score', tenant='other')}"}
+    assert len(running.http.get("/v1/bundle", headers=headers).json()["map"]) == len(shown) - 1
+
+
 def test_pressure_and_a_store_that_is_gone_are_answered_with_when_to_try_again(running, monkeypatch, caplog):
     running.scorer.trouble = Busy("Too many requests are waiting.")
     answer = running.score("user-0001")

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from penchant.errors import ConfigError
 from penchant.runtime import cluster
 from penchant.runtime.serving import running
+from penchant.runtime.serving.config import ServiceSettings
 
 
 @pytest.mark.parametrize(("alone", "done"), [(True, ["all"]), (False, ["penchant"])])
@@ -26,3 +28,27 @@ def test_a_cluster_that_was_joined_is_not_ours(monkeypatch, address, elsewhere, 
     monkeypatch.setattr(cluster, "os", SimpleNamespace(environ=dict(cluster.os.environ)))
     monkeypatch.setattr(cluster, "ray", SimpleNamespace(is_initialized=lambda: False, init=lambda **_: None))
     assert cluster.start_ray(address) is started
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_service_that_runs_is_not_replaced_nor_taken_down(monkeypatch, taken):
+    done = []
+    played = SimpleNamespace(
+        status=lambda: SimpleNamespace(applications={running.SERVICE_NAME: "RUNNING"} if taken else {"theirs": "RUNNING"}),
+        start=lambda **_: done.append("start"),
+        run=lambda *_, **__: done.append("run"),
+        delete=lambda name: done.append(name),
+    )
+    monkeypatch.setattr(running, "serve", played)
+    monkeypatch.setattr(running, "build", lambda settings: None)
+    monkeypatch.setattr(running, "start_ray", lambda *_, **__: False)
+    monkeypatch.setattr(running, "_wait_until_ready", lambda url: None)
+    monkeypatch.setattr(running, "ray", SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(gcs_address="here:1")))
+    start = lambda: running.run_service(ServiceSettings(bundle="b"), host="127.0.0.1", port=1, address="here:1")  # noqa: E731
+    if taken:
+        with pytest.raises(ConfigError, match="runs there already"):
+            start()
+        assert done == []
+    else:
+        start()
+        assert done == ["start", "run"]
