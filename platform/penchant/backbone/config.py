@@ -23,6 +23,9 @@ class BackboneSettings(Settings):
     """Tokens of prompt and response together; the response is cut."""
     prompt_characters: int = Field(200, ge=0)
     """Characters of the prompt that are read."""
+    # Left out of what is written where it is the default: what was made before it came is known by its settings.
+    prompt_truncation_side: Literal["right", "left"] = Field("right", exclude_if=lambda side: bool(side == "right"))
+    """Where a longer prompt is cut. `right` keeps its beginning; `left` its end, where a conversation asks its question."""
     surface: bool = True
     """Add features of the whole response's surface (length, lists, punctuation), which the window of tokens cannot see."""
     batch_size: int = Field(64, ge=1)

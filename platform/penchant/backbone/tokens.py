@@ -17,8 +17,9 @@ def tokenise(tokenizer: Any, texts: Sequence[Text], settings: BackboneSettings) 
     A prompt that would leave it no token at all (200 characters of code or Chinese may be as many tokens) is halved till it does.
     """
     room = settings.max_tokens - tokenizer.num_special_tokens_to_add(pair=True)
+    prompts = [_cut(prompt, settings.prompt_characters, settings) for prompt, _ in texts]
     return tokenizer(
-        _with_room([prompt[: settings.prompt_characters] for prompt, _ in texts], tokenizer, room),
+        _with_room(prompts, tokenizer, room, settings),
         [response for _, response in texts],
         truncation="only_second",
         max_length=settings.max_tokens,
@@ -28,7 +29,12 @@ def tokenise(tokenizer: Any, texts: Sequence[Text], settings: BackboneSettings) 
     )
 
 
-def _with_room(prompts: list[str], tokenizer: Any, room: int) -> list[str]:
+def _cut(prompt: str, characters: int, settings: BackboneSettings) -> str:
+    """So many characters of a prompt, from the side that its settings keep."""
+    return prompt[:characters] if settings.prompt_truncation_side == "right" else prompt[max(0, len(prompt) - characters) :]
+
+
+def _with_room(prompts: list[str], tokenizer: Any, room: int, settings: BackboneSettings) -> list[str]:
     def tokens(some: list[str]) -> list[int]:
         return [len(own) for own in tokenizer(some, add_special_tokens=False)["input_ids"]] if some else []
 
@@ -36,7 +42,7 @@ def _with_room(prompts: list[str], tokenizer: Any, room: int) -> list[str]:
     for prompt, count in zip(distinct, tokens(distinct), strict=True):
         short = prompt
         while count >= room:
-            short = short[: len(short) // 2]
+            short = _cut(short, len(short) // 2, settings)
             (count,) = tokens([short])
         cut[prompt] = short
     return [cut[prompt] for prompt in prompts]

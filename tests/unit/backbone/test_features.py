@@ -66,6 +66,30 @@ def test_a_prompt_that_fills_the_window_leaves_room_for_the_response(settings):
     assert np.array_equal(one, same)
 
 
+def test_of_a_conversation_the_end_may_be_kept(settings, tmp_path):
+    settings = settings.model_copy(update={"surface": False, "prompt_characters": 30})
+    left = settings.model_copy(update={"prompt_truncation_side": "left"})
+    told, other = (f"{start} My dog is ill. Which vaccines does it need?" for start in ("Hello there!", "Good day to you."))
+
+    def features(settings, *prompts):
+        return FeatureExtractor(settings).features([(prompt, "Ask a vet.") for prompt in prompts])
+
+    assert np.array_equal(*features(left, told, other)), "they end alike"
+    assert not np.array_equal(*features(settings, told, other)), "they begin differently"
+    assert np.array_equal(features(left, told), features(settings, told[-30:]))
+    assert np.array_equal(features(left, "Why?"), features(settings, "Why?")), "a short prompt is whole"
+    assert cache_name(left) != cache_name(settings)
+    filled = left.model_copy(update={"prompt_characters": 2000, "max_tokens": 16})
+    assert np.array_equal(features(filled, "begin " + "tides " * 40), features(filled, "start " + "tides " * 40))
+
+
+def test_what_was_read_before_a_setting_came_is_known_by_its_settings(settings):
+    assert "prompt_truncation_side" not in settings.model_dump()
+    left = settings.model_copy(update={"prompt_truncation_side": "left"})
+    assert BackboneSettings.model_validate(left.model_dump()) == left
+    assert BackboneSettings.model_validate(settings.model_dump()) == settings
+
+
 def test_damaged_block_is_computed_again(settings, tmp_path):
     extractor = FeatureExtractor(settings, FeatureCache(tmp_path))
     whole = extractor.features(TEXTS)

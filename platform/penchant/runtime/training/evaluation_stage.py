@@ -169,6 +169,14 @@ def _notes(stages: Stages, *, has_oracle: bool) -> list[str]:
     notes = [str(warning) for warning in dataset.warnings]
     if settings.reward.head.kind == "linear" and not settings.experts.num_experts and not stages.is_method:
         notes.append("A linear head knows users by their experts alone, and there are none: the personalised head sees no user.")
+    backbone = settings.backbone
+    cut = sum(len(prompt) > backbone.prompt_characters for prompt in dataset.prompts)
+    if cut:
+        kept = "beginning" if backbone.prompt_truncation_side == "right" else "end"
+        notes.append(
+            f"Of {cut:,} of {len(dataset.prompts):,} prompts the {kept} alone was read (backbone.prompt_characters="
+            f"{backbone.prompt_characters}, backbone.prompt_truncation_side={backbone.prompt_truncation_side})."
+        )
     if not has_oracle:
         notes.append("The users' true groups are not known: there is no oracle, and the wrong user is a random other one.")
     if not len(dataset.select(split="valid", cohort="seen")):
