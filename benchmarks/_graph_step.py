@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from _device import forget_peak, peak_bytes, timed
 from _shards import make_shard
+from torch_geometric.nn import MessagePassing
 
+from penchant.graph import layers
 from penchant.graph.collectives import current
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
 from penchant.graph.layers import PreferenceLayer
@@ -38,31 +40,61 @@ def edge_by_edge(self, user_UD, response_RD, graph):
     return self.update_node(user_UD, sums[0], sums[1]), self.update_node(response_RD, sums[2], sums[3])
 
 
-def by_csr(self, user_UD, response_RD, graph):
-    """The same by products with PyTorch's CSR matrices, which are made of the sorted edges without sorting anew."""
-    to_users, to_responses = [], []
-    for weights in (graph.positive, graph.negative):
-        edges, weight = weights.edges, weights.symmetric
-        users, responses = (
-            torch.sparse_csr_tensor(torch.cat([offset, offset.new_tensor([len(weight)])]), column, value, shape)
-            for offset, column, value, shape in (
-                (edges.user_offset, edges.response, weight, (len(user_UD), len(response_RD))),
-                (edges.response_offset, edges.user_by_response, weight[edges.by_response], (len(response_RD), len(user_UD))),
-            )
-        )
-        to_users.append(users @ response_RD)
-        to_responses.append(responses @ user_UD)
-    return self.update_node(user_UD, *to_users), self.update_node(response_RD, *to_responses)
+class Sum(MessagePassing):
+    """PyG's sum of a node's weighted neighbours."""
+
+    def __init__(self):
+        super().__init__(aggr="add", node_dim=0)
+
+    def forward(self, source, target, x_ND, weight_E, size):
+        ends = torch.stack([source.long(), target.long()])
+        return self.propagate(ends, x=(x_ND, None), weight=weight_E, size=(len(x_ND), size))
+
+    def message(self, x_j, weight):
+        return weight[:, None] * x_j
 
 
-FUSED, PROPAGATE, CSR = "fused", "PyG's propagate", "PyTorch's CSR"
-WAYS = {FUSED: PreferenceLayer.forward, PROPAGATE: edge_by_edge, CSR: by_csr}
-"""Of passing messages: ours, and peers on one worker."""
+def pyg_to_users(edges, weight_E, response_RD):
+    return Sum()(edges.response, edges.user, response_RD, weight_E, len(edges.user_offset))
+
+
+def pyg_to_responses(edges, weight_E, user_UD):
+    return Sum()(edges.user, edges.response, user_UD, weight_E, len(edges.response_offset))
+
+
+def csr_to_users(edges, weight_E, response_RD):
+    return _csr(edges.user_offset, edges.response, weight_E, len(response_RD)) @ response_RD
+
+
+def csr_to_responses(edges, weight_E, user_UD):
+    return _csr(edges.response_offset, edges.user_by_response, weight_E[edges.by_response], len(user_UD)) @ user_UD
+
+
+def _csr(offset, column, value, width):
+    """Of sorted edges, without sorting anew."""
+    return torch.sparse_csr_tensor(torch.cat([offset, offset.new_tensor([len(value)])]), column, value, (len(offset), width))
+
+
+FUSED, PROPAGATE, SUMS, CSR = "fused", "PyG's propagate", "PyG's propagate, sums alone", "PyTorch's CSR"
+WAYS = {
+    FUSED: (PreferenceLayer.forward, layers.aggregate_to_users, layers.aggregate_to_responses),
+    # A message as the paper writes it, each with the layer's map of the two ends.
+    PROPAGATE: (edge_by_edge, layers.aggregate_to_users, layers.aggregate_to_responses),
+    # As ours, that map once a node, but for what sums over the edges.
+    SUMS: (PreferenceLayer.forward, pyg_to_users, pyg_to_responses),
+    CSR: (PreferenceLayer.forward, csr_to_users, csr_to_responses),
+}
+"""Of passing messages: ours, and peers on one worker. All give the same numbers."""
+
+
+def pass_messages(way: str) -> None:
+    """From now on, in this process."""
+    PreferenceLayer.forward, layers.aggregate_to_users, layers.aggregate_to_responses = WAYS[way]
 
 
 def make_trainer(options: dict, rank: int = 0, world_size: int = 1) -> GraphTrainer:
     """A worker's trainer over its part of the graph, with free rows for users and responses, as published."""
-    PreferenceLayer.forward = WAYS[options["way"]]
+    pass_messages(options["way"])
     shard = make_shard(options["users"], options["responses"], options["per_user"], rank, world_size)
     nothing = PreferenceShard.build(
         *(np.zeros(0, dtype=np.int64),) * 4,

@@ -4,9 +4,10 @@
     python benchmarks/graph_scale.py --users 100000   # smaller, the other sizes in proportion
     python benchmarks/graph_scale.py --users 10000 100000 1000000 10000000   # the curve, as far as memory goes
 
-One size: the peers are the same step with PyG's own `propagate`, which holds a message for every edge, and with products of
-PyTorch's CSR matrices; they run at a sixteenth of the size, beside the fused step at that size; on a CPU also two workers, for
-what each of them holds.
+One size: the peers are the same step with PyG's own `propagate`, which holds a message for every edge, each with the layer's
+map of its two ends, as the paper writes it; with `propagate` for the sums alone, and that map once a node, as ours; and with
+products of PyTorch's CSR matrices. They run at a sixteenth of the size, beside the fused step at that size, and have to give
+the same loss; on a CPU also two workers, for what each of them holds.
 
 Three sizes and more: each at two numbers of comparisons a user, all in processes of their own, and a cost model fitted to them
 (`_cost.py`): first without the largest size, which it then has to predict; then to all, to compute what a step takes at
@@ -15,12 +16,13 @@ is the highest, beyond what the libraries take. A size that memory would not hol
 """
 
 import argparse
+import math
 
 import psutil
 import torch
 from _cost import CostModel, Hardware, extrapolate, fit
 from _device import add_device, device_name
-from _graph_step import CSR, FUSED, PROPAGATE, run
+from _graph_step import CSR, FUSED, PROPAGATE, SUMS, run
 from _report import draw, report
 
 from penchant.evaluation.figures import plain_figure
@@ -37,7 +39,7 @@ def sizes(users: int, per_user: int = COMPARISONS) -> dict[str, int]:
 def compare(users: int, settings: dict) -> None:
     """The fused step, on one worker and on two, and the peers'."""
     full, small = sizes(users), sizes(max(10, users // 16))
-    cases = [(FUSED, full, 1), (FUSED, full, 2), (FUSED, small, 1), (PROPAGATE, small, 1), (CSR, small, 1)]
+    cases = [(FUSED, full, 1), (FUSED, full, 2), *((way, small, 1) for way in (FUSED, PROPAGATE, SUMS, CSR))]
     rows = []
     for way, size, world_size in cases:
         if world_size > 1 and settings["device"] == "cuda":
@@ -56,9 +58,11 @@ def compare(users: int, settings: dict) -> None:
                 "loss": workers[0]["loss"],
             }
         )
-    fused, *peers = rows[-3:]
+    fused, *peers = rows[-4:]
     notes = []
     for peer in peers:
+        if not math.isclose(peer["loss"], fused["loss"], rel_tol=1e-5):
+            raise SystemExit(f"{peer['step']} is no peer: its loss after a step is {peer['loss']}, ours {fused['loss']}.")
         faster, less = (peer[name] / fused[name] for name in ("seconds a step", "peak GiB a worker"))
         notes.append(f"Against {peer['step']} in the same run: {faster:.1f}x faster, {less:.1f}x less memory.")
     if rows[1]["workers"] == 2:
