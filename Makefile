@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+CURVE ?= 10000 100000 1000000 10000000
 
 .DEFAULT_GOAL := help
 
@@ -47,9 +48,11 @@ format: $(STAMP)  ## Put the code in the house's format
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/benchmarks/NAME.json
+bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/benchmarks/NAME.json; AUTHORS=a checkout of ml-postech/CoPL
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@for benchmark in $(filter-out %/rating_peers.py,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$benchmark || exit 1; done
+	@for benchmark in $(filter-out %/rating_peers.py %/graph_trainer.py,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$benchmark || exit 1; done
+	$(BIN)/python benchmarks/graph_trainer.py $(if $(AUTHORS),--authors $(AUTHORS))
+	$(BIN)/python benchmarks/graph_scale.py --users $(CURVE)
 
 .PHONY: study
 study: $(STAMP)  ## Run the fits that runs/study lacks (hours) and write docs/results.md; STUDY_DATA="--data alpaca-p4=FOLDER ..."

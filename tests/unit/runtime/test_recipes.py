@@ -57,3 +57,8 @@ def test_what_a_recipe_says_it_needs_follows_from_its_settings(path):
     reading = 2 * PARAMETERS[settings.backbone.name] * 2 * 60_917 * 512
     said = re.search(r"512 tokens: ([\d.]+) GPU hours, once", text)
     assert float(said[1]) == pytest.approx(reading / (312e12 * 0.4) / 3600, abs=0.05)
+    asked = 10 * 2 * (2 * 10_500 + 500 * len([count for count in settings.evaluation.onboarding_counts if count]))
+    assert f"{asked:,} passes" in text
+    judging = 2 * PARAMETERS[settings.backbone.name] * asked * 512
+    said = re.search(rf"{asked:,} passes x 512 tokens: ([\d.]+) GPU hours", text)
+    assert float(said[1]) == pytest.approx(judging / (312e12 * 0.4) / 3600, abs=0.05)

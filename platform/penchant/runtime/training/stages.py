@@ -286,8 +286,9 @@ class Stages:
             self._run("activations", activation_loop, [self.dataset.fingerprint, shared], shared)
 
     def model(self) -> PersonalisedRewardModel:
-        """The bundle at work."""
-        return PersonalisedRewardModel.load(self.run.stage("bundle"), cached=True)
+        """The bundle at work: here, in the driver, on a GPU where it sees one."""
+        on_gpu = self.settings.workers.use_gpu is not False and torch.cuda.is_available()
+        return PersonalisedRewardModel.load(self.run.stage("bundle"), cached=True, device="cuda" if on_gpu else "cpu")
 
     def oracle(self, model: PersonalisedRewardModel, feature_RF: torch.Tensor) -> ScoreTable | None:
         """What was trained on the users' true groups, where these are known. It is for evaluation: never in a bundle."""
