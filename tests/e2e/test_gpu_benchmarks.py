@@ -26,4 +26,5 @@ def test_every_benchmark_for_a_gpu_runs_at_a_small_size(tmp_path):
     assert len(wanted) == 7
     for name in wanted:
         found = [rows for stem, rows in written.items() if stem.startswith(name)]
-        assert found and all(found), name
+        assert found, name
+        assert all(found), name
