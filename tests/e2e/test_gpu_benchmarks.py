@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_benchmark_for_a_gpu_runs_at_a_small_size(tmp_path):
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     script = tmp_path / "benchmarks" / "gpu.sh"
