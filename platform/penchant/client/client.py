@@ -35,7 +35,7 @@ class _Base(Generic[HttpT, TransportT, SleptT]):
         key: str | None = None,
         *,
         timeout: float = 30.0,
-        retries: int = 3,
+        retries: int = 5,
         transport: TransportT | None = None,
         sleep: Callable[[float], SleptT] | None = None,
     ) -> None:
@@ -71,7 +71,8 @@ class Client(_Base[httpx.Client, httpx.BaseTransport, None]):
         url: The service's address, with the path under which it stands, if any.
         key: A key of `penchant keys create`; by default the environment's PENCHANT_KEY.
         timeout: Seconds that the service may take to accept a connection, and that it may then be silent.
-        retries: How often a call is sent again where the service is busy, away or lost. Nothing is stored twice by that.
+        retries: How often a call is sent again where the service is busy, away or lost. Nothing is stored twice by that. The
+            pauses before it grow from half a second; those of the default are 15 to 27 s together; a longer absence wants more.
         transport: httpx's, for tests and special networks.
         sleep: How to wait, for tests.
 

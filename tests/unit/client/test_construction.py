@@ -54,7 +54,7 @@ class TestConstruction:
 
     def test_repr_does_not_show_the_key(self, kind):
         shown = kind("http://service.test/", KEY)
-        assert repr(shown) == f"{kind.__name__}(url='http://service.test', retries=3)"
+        assert repr(shown) == f"{kind.__name__}(url='http://service.test', retries=5)"
         assert KEY not in repr(vars(shown))
 
 
