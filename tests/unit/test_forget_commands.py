@@ -134,6 +134,7 @@ def test_to_another_folder(folder, tmp_path):
         (["user-0001"], ConfigError, "--bundle, --store or --adapters"),
         (["--bundle", "BUNDLE"], ConfigError, "no user"),
         (["--bundle", "BUNDLE", "--users", "none.txt"], DataError, "none.txt"),
+        (["user-0001", "--bundle", "s3://runs/bundle", "--store", "STORE"], DataError, "s3://runs/bundle: This is read"),
         (["user-0001", "--bundle", "BUNDLE", "--tenant", "acme"], ConfigError, "--tenant means nothing without --store"),
         (["user-0001", "--store", "STORE", "--out", "new"], ConfigError, "--out means nothing without --bundle"),
         (["user-0001", "online", "--bundle", "BUNDLE"], DataError, "'online'"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from penchant.artifacts import refuse_uri
 from penchant.cli.serve import StoreOption, open_existing, store_url, without_password
 from penchant.errors import ConfigError, DataError
 
@@ -76,6 +77,9 @@ def forget(
     for option, given, needs, needed in (("--out", out, "--bundle", bundle), ("--tenant", tenant, "--store", store)):
         if given is not None and needed is None:
             raise ConfigError(f"{option} means nothing without {needs}.", where=option, fix=f"Give {needs}, or leave it out.")
+    for place in (bundle, adapters):
+        if place is not None:
+            refuse_uri(place)
     owner = tenant or "default"
     people = None if store is None else open_existing(store)
     held = None if adapters is None else _open_adapters(adapters)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from penchant.artifacts import read_json, write_json
+from penchant.artifacts import read_json, refuse_uri, write_json
 from penchant.errors import ArtifactError, DataError
 from penchant.scoring.model import TextComparison
 from penchant.scoring.rows import check_texts, is_text
@@ -34,6 +34,7 @@ def read_choices(path: Path) -> dict[str, list[TextComparison]]:
     Raises:
         DataError: The file is missing or unreadable, or a row lacks a text.
     """
+    refuse_uri(path)
     if not path.is_file():
         raise DataError("There is no such file.", where=str(path), fix="Give a JSONL or Parquet file.")
     with path.open("rb") as file:
