@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from penchant import __version__
-from penchant.errors import ArtifactError, OutputError
+from penchant.errors import ArtifactError, DataError, OutputError
 
 BUNDLE_FORMAT = 1
 MANIFEST = "manifest.json"
@@ -43,14 +43,31 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_uri(path: Path) -> bool:
+    """Whether it is what `Path` makes of a URI: `s3:/bucket`, a folder `s3:` here."""
+    return bool(path.parts) and path.parts[0].endswith(":")
+
+
+def refuse_uri(path: Path) -> None:
+    """What is read from this machine alone.
+
+    Raises:
+        DataError: It is a URI.
+    """
+    if _is_uri(path):
+        uri = path.as_posix().replace(":/", "://", 1)
+        fix = "Copy it to this machine, and give the file or folder."
+        raise DataError("This is read from this machine, not from a URI.", where=uri, fix=fix)
+
+
 @contextlib.contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk or a refused write below `path` into an `OutputError` that says what to do.
 
     The libraries that write for us (safetensors, Arrow) raise errors of their own, which carry the reason as text.
     """
-    if path.parts and path.parts[0].endswith(":"):
-        # What `Path` makes of a URI; it would become a folder of that name.
+    if _is_uri(path):
+        # It would become a folder of that name.
         raise OutputError("This goes to a local folder, not to a URI.", where=str(path), fix="Give a folder of this machine.")
     try:
         yield

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
+from penchant import cli
 from penchant.cli import main
+from penchant.data import planted
 from penchant.data.planted import PlantedWorld, save_planted
 
 
@@ -37,3 +39,45 @@ def test_a_mistake_is_told_before_anything_is_made(data, tmp_path, tiny_backbone
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+class Planned(Exception):
+    """The demo would start."""
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch, capsys):
+    """Runs `penchant demo --out` in an empty folder until it would train; returns what it planned, or what it said."""
+
+    def run(out):
+        def plan(data, out, *_):
+            raise Planned(data, out)
+
+        monkeypatch.setattr(cli, "_stages", plan)
+        monkeypatch.setattr(planted, "PlantedWorld", lambda: PlantedWorld(users=60, unseen_users=12, prompts=40))
+        monkeypatch.setattr(sys, "argv", ["penchant", "demo", "--out", out])
+        with pytest.raises((Planned, SystemExit)) as stop:
+            main()
+        return stop.value.args if isinstance(stop.value, Planned) else capsys.readouterr().err
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return run
+
+
+@pytest.mark.parametrize("out", [".", "../here", "../there/../here"])
+def test_the_demo_in_this_folder(demo, tmp_path, out):
+    assert demo(out) == (str(tmp_path / "here-data"), str(tmp_path / "here"))
+    assert demo(out) == (str(tmp_path / "here-data"), str(tmp_path / "here")), "the data are taken up"
+
+
+def test_the_demo_leaves_what_others_have_made_as_it_is(demo, tmp_path):
+    (tmp_path / "here" / "thesis.txt").write_text("mine")
+    assert "not one of penchant's" in demo(".")
+    assert "not one of penchant's" in demo("/")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "thesis.txt"]
+    (tmp_path / "new-data").mkdir()
+    (tmp_path / "new-data" / "thesis.txt").write_text("mine")
+    assert "not empty" in demo("../new")
+    assert "not to a URI" in demo("s3://bucket/demo")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "new-data", "thesis.txt", "thesis.txt"]

@@ -43,10 +43,10 @@ def run(*arguments):
 
 def test_one_command_forgets_everywhere(folder, url, tmp_path):
     (tmp_path / "ids.txt").write_bytes(b"user-0001\r\n\nuser-0002\nuser-0001\n")
-    said = run("forget", "online", "--users", tmp_path / "ids.txt", "--bundle", folder, "--store", url)
+    said = run("forget", "online", "--users", tmp_path / "ids.txt", "--bundle", folder, "--store", url, "--tenant", "default")
     assert "2 users are taken out" in said
     assert Manifest.read(folder, verify=True).name in said
-    assert "3 users are deleted from the store, with 2 comparisons" in said
+    assert "The store knew 2 of 3 as users of tenant default: 2 comparisons deleted." in said
     assert not {"user-0001", "user-0002"} & set(read_bundle(folder)[1].user_ids)
     store = UserStore.open(url)
     for user in ("user-0001", "user-0002", "online"):
@@ -54,7 +54,7 @@ def test_one_command_forgets_everywhere(folder, url, tmp_path):
         assert (record.comparisons, record.forgotten) == (0, True), "a service with the old bundle is told"
     assert store.user("acme", "online").comparisons == 1, "of another tenant"
     # Again, as after an interruption: what is done already is no mistake.
-    again = run("forget", "user-0001", "online", "--bundle", folder, "--store", url)
+    again = run("forget", "user-0001", "online", "--bundle", folder, "--store", url)  # only acme has users by now
     assert "does not hold them" in again
 
 
@@ -63,12 +63,13 @@ def test_adapters_go_too(folder, url, personal_writer, tmp_path):
     adapters = AdapterStore.open(tmp_path / "adapters")
     mine, other = [user for user in adapters.users() if user != "locked"][:2]
     locked = "locked"
-    said = run("forget", mine, locked, "online", "--store", url, "--adapters", tmp_path / "adapters")
+    said = run("forget", mine, locked, "online", "--store", url, "--tenant", "default", "--adapters", tmp_path / "adapters")
     assert "Adapters deleted: 2." in said
-    assert "3 users are deleted from the store" in said
+    assert "The store knew 1 of 3" in said
     assert [user in adapters for user in (mine, locked, other)] == [False, False, True]
     # Again, as after an interruption; and then the other two alone.
-    assert "Adapters deleted: 0." in run("forget", mine, "--store", url, "--adapters", tmp_path / "adapters")
+    again = run("forget", mine, "--store", url, "--tenant", "default", "--adapters", tmp_path / "adapters")
+    assert "Adapters deleted: 0." in again
     with pytest.raises(DataError, match=re.escape(f"'{mine}'")):
         run("forget", mine, other, "--adapters", tmp_path / "adapters")
     assert other in adapters
@@ -77,7 +78,7 @@ def test_adapters_go_too(folder, url, personal_writer, tmp_path):
 
 
 def test_what_a_failing_store_interrupts_the_same_command_finishes(folder, url, monkeypatch):
-    everybody = ("forget", "user-0001", "user-0002", "--bundle", folder, "--store", url)
+    everybody = ("forget", "user-0001", "user-0002", "--bundle", folder, "--store", url, "--tenant", "default")
     files = list_files(folder)
 
     def fail(*arguments, **named):
@@ -94,8 +95,29 @@ def test_what_a_failing_store_interrupts_the_same_command_finishes(folder, url, 
 
 
 def test_the_store_alone(url):
-    assert "1 user is deleted from the store, with 1 comparisons" in run("forget", "online", "--store", url, "--tenant", "acme")
+    said = run("forget", "online", "--store", url, "--tenant", "acme")
+    assert "The store knew 1 of 1 as users of tenant acme: 1 comparisons deleted." in said
     assert UserStore.open(url).counts().comparisons == 2
+
+
+def test_a_user_of_the_bundle_who_never_asked_the_service_is_no_mistake(folder, url):
+    said = run("forget", "user-0003", "--bundle", folder, "--store", url, "--tenant", "default")
+    assert "The store knew 0 of 1" in said
+    assert UserStore.open(url).user("default", "user-0003").forgotten, "a service with the old bundle is told"
+
+
+def test_where_the_store_has_one_tenant_it_need_not_be_said(folder, tmp_path):
+    url = f"sqlite:///{tmp_path}/one.db"
+    UserStore.open(url).add("default", "ana", [CHOICE])
+    assert "knew 1 of 1 as users of tenant default" in run("forget", "ana", "--store", url)
+    acme = f"sqlite:///{tmp_path}/acme.db"
+    UserStore.open(acme).add("acme", "user-0001", [CHOICE])
+    files = list_files(folder)
+    with pytest.raises(DataError, match=r"knows none of them.*it has acme"):
+        run("forget", "user-0001", "--bundle", folder, "--store", acme)
+    assert list_files(folder) == files
+    assert UserStore.open(acme).user("acme", "user-0001").comparisons == 1
+    assert UserStore.open(acme).user("default", "user-0001") is None
 
 
 def test_to_another_folder(folder, tmp_path):
@@ -112,10 +134,13 @@ def test_to_another_folder(folder, tmp_path):
         (["user-0001"], ConfigError, "--bundle, --store or --adapters"),
         (["--bundle", "BUNDLE"], ConfigError, "no user"),
         (["--bundle", "BUNDLE", "--users", "none.txt"], DataError, "none.txt"),
+        (["user-0001", "--bundle", "s3://runs/bundle", "--store", "STORE"], DataError, "s3://runs/bundle: This is read"),
         (["user-0001", "--bundle", "BUNDLE", "--tenant", "acme"], ConfigError, "--tenant means nothing without --store"),
         (["user-0001", "--store", "STORE", "--out", "new"], ConfigError, "--out means nothing without --bundle"),
         (["user-0001", "online", "--bundle", "BUNDLE"], DataError, "'online'"),
-        (["online", "ghost", "--bundle", "BUNDLE", "--store", "STORE"], DataError, "'ghost'"),
+        (["online", "ghost", "--bundle", "BUNDLE", "--store", "STORE", "--tenant", "default"], DataError, "'ghost'"),
+        (["user-0001", "--bundle", "BUNDLE", "--store", "STORE"], ConfigError, "several tenants: acme, default"),
+        (["user-0001", "--bundle", "BUNDLE", "--store", "STORE", "--tenant", "acm"], DataError, "it has acme, default"),
         (["user-0001", "--store", "STORE", "--tenant", "acme"], DataError, "'user-0001'"),
         (["user-0001", "--bundle", "BUNDLE", "--store", "sqlite:///slip.db"], OutputError, "no store"),
         (["user-0001", "--bundle", "BUNDLE", "--adapters", "slip"], ArtifactError, "no store of adapters"),

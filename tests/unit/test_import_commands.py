@@ -82,3 +82,20 @@ def test_what_is_wrong_with_the_command_is_told(tmp_path, source):
     with pytest.raises(DataError, match="has no objective"):
         run("import", "hh-rlhf", tmp_path, tmp_path / "out", "--folder", "red-team-attempts")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("split", "s3://bucket/raw", "out"),
+        ("drop-users", "s3://bucket/raw", "out", "ana"),
+        ("import", "trl", "s3://bucket/raw", "out"),
+        ("import", "prism", "s3://bucket/raw", "out"),
+        ("lamp", "check", "s3://bucket/raw", "--task", "LaMP-2M"),
+    ],
+)
+def test_a_uri_where_a_folder_of_this_machine_is_read_is_told(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"^s3://bucket/raw: This is read from this machine, not from a URI"):
+        run(*command)
+    assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,8 @@ def run(*arguments):
 def test_a_key_is_shown_once_and_works_until_it_is_revoked(url):
     made = run("keys", "create", "--scope", "score", "--tenant", "acme", "--name", "app", "--store", url)
     secret = re.search(r"^penchant_\S+$", made, re.M)[0]
+    assert f"Key 1 for tenant acme: score; in a new store, {url}." in made
+    assert f"in {url}." in run("keys", "create", "--store", url), "it is not new any more"
     store = UserStore.open(url)
     key = store.find_key(secret)
     assert (key.tenant, key.scopes, key.revoked) == ("acme", ("score",), None)
@@ -37,6 +39,13 @@ def test_a_key_is_shown_once_and_works_until_it_is_revoked(url):
     assert secret not in listed
     run("keys", "revoke", str(key.id), "--store", url)
     assert store.find_key(secret).revoked is not None
+
+
+def test_where_a_key_is_kept_is_said_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PENCHANT_STORE", raising=False)
+    assert f"in a new store, sqlite:///{tmp_path}/runs/service/users.db." in run("keys", "create")
+    assert f"in sqlite:///{tmp_path}/runs/service/users.db." in run("keys", "create")
 
 
 def test_mistakes_are_told(url, tmp_path):

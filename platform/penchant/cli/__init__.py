@@ -162,8 +162,13 @@ def demo(
 
     Without experts, unless they are asked for: the frozen phase is as good there, in a third of the time.
     """
+    from penchant.artifacts import explain_disk_errors
     from penchant.data.planted import PlantedWorld, load_truth, save_planted
+    from penchant.runtime.training.run_folder import check_run_folder
 
+    with explain_disk_errors(out):
+        out = out.resolve()  # `.` has no name, after which the data are called
+    check_run_folder(out)  # before a folder of data is made beside somebody's own
     folder = out.with_name(out.name + "-data")
     if not (folder / "truth.json").is_file():
         save_planted(PlantedWorld(), folder)

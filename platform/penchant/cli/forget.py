@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from penchant.artifacts import refuse_uri
 from penchant.cli.serve import StoreOption, open_existing, store_url, without_password
 from penchant.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from penchant.adapters.store import AdapterStore
+    from penchant.store import UserStore
 
 store_app = typer.Typer(no_args_is_help=True, help="Look after a service's user store.")
 console = Console()
+_TENANTS_NAMED = 5
 
 UserArguments = Annotated[list[str] | None, typer.Argument(metavar="USER", help="Ids of users.", show_default=False)]
 UsersOption = Annotated[
@@ -39,7 +42,8 @@ def forget(
         typer.Option("--store", help="Delete them from this user store: sqlite:///path or postgresql://...", show_default=False),
     ] = None,
     tenant: Annotated[
-        str | None, typer.Option("--tenant", help="Whose users they are in the store; `default` by default.", show_default=False)
+        str | None,
+        typer.Option("--tenant", help="Whose users they are in the store; needed where it has several.", show_default=False),
     ] = None,
     adapters: Annotated[
         Path | None,
@@ -50,6 +54,8 @@ def forget(
 ) -> None:
     """Forget users: take them out of a bundle, a user store and a folder of adapters. Somebody whom none of those given knows is
     an error.
+
+    An id means one person in each tenant: name --bundle and --adapters beside --tenant only where they are of the same tenant.
 
     From the bundle go their ids, their embeddings and their choices; its name changes, and everybody else's scores stay. From the
     store go their choices and all that was made of them; a hash of the id stays there, so that a service which still runs the old
@@ -71,11 +77,14 @@ def forget(
     for option, given, needs, needed in (("--out", out, "--bundle", bundle), ("--tenant", tenant, "--store", store)):
         if given is not None and needed is None:
             raise ConfigError(f"{option} means nothing without {needs}.", where=option, fix=f"Give {needs}, or leave it out.")
+    for place in (bundle, adapters):
+        if place is not None:
+            refuse_uri(place)
     owner = tenant or "default"
     people = None if store is None else open_existing(store)
     held = None if adapters is None else _open_adapters(adapters)
-    elsewhere = set() if people is None else {user for user in ids if people.user(owner, user) is not None}
-    elsewhere |= set() if held is None else {user for user in ids if user in held}
+    stored = set() if people is None else _find_stored(people, ids, tenant)
+    elsewhere = stored | (set() if held is None else {user for user in ids if user in held})
 
     def delete() -> None:
         if held is not None:
@@ -83,7 +92,7 @@ def forget(
         if people is not None:
             deleted = sum(people.forget(owner, user, remember=True) for user in ids)
             people.close()
-            _say(f"{_count(ids)} deleted from the store, with {deleted:,} comparisons.")
+            _say(f"The store knew {len(stored):,} of {len(ids):,} as users of tenant {owner}: {deleted:,} comparisons deleted.")
 
     # The store before the bundle: it remembers whom it has deleted, so that the same command finishes what fails half-way.
     # These bring torch: after what can be refused without.
@@ -146,6 +155,39 @@ def data_drop_users(
     from penchant.data.dropping import drop_users
 
     _say(drop_users(folder, out, _read_ids(users, users_file)))
+
+
+def _find_stored(people: UserStore, users: list[str], tenant: str | None) -> set[str]:
+    """Those whom the store knows as users of the tenant, also as forgotten ones: a command that was interrupted is repeated.
+
+    The bundle's users whom it does not know are no mistake, since a service must learn to leave them alone. But one that knows
+    nobody of them, nor the tenant, is another store than was meant, or they are another tenant's.
+
+    Raises:
+        ConfigError: The store has several tenants, and it is not said which.
+        DataError: It knows none of the users, and nothing of the tenant.
+    """
+    tenants = people.tenants()
+    if tenant is None and len(tenants) > 1:
+        raise ConfigError(
+            f"The store has users or keys of several tenants: {_named(tenants)}.",
+            where="--tenant",
+            fix="Say whose users they are. Nothing was changed.",
+        )
+    owner = tenant or "default"
+    stored = {user for user in users if people.user(owner, user) is not None}
+    if not stored and owner not in tenants:
+        raise DataError(
+            f"The store knows none of them, and nobody else of tenant {owner}.",
+            where=f"tenant {owner} of the store",
+            fix=f"Check --store and --tenant: it has {_named(tenants) or 'no tenant'}. Nothing was changed.",
+        )
+    return stored
+
+
+def _named(tenants: list[str]) -> str:
+    more = f" and {len(tenants) - _TENANTS_NAMED:,} more" if len(tenants) > _TENANTS_NAMED else ""
+    return ", ".join(tenants[:_TENANTS_NAMED]) + more
 
 
 def _open_adapters(folder: Path) -> AdapterStore:

@@ -44,7 +44,7 @@ def serve(
         Path | None, typer.Option(help="The store/ folder that `penchant adapters fit` left.", show_default=False)
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on; this machine alone, unless you say otherwise.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on for HTTP; this machine alone by default.")] = "127.0.0.1",
     store: StoreOption = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML of service settings.")] = None,
     overrides: Annotated[
@@ -224,10 +224,15 @@ def keys_create(
     from penchant.store import UserStore
 
     expires = None if days is None else datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    users: Any = UserStore.open(store_url(store))
+    url = store_url(store)
+    # A relative path depends on the folder: a key in a store that nobody serves from opens nothing, and would not say why.
+    new = "a new store, " if _is_absent(url) else ""
+    users: Any = UserStore.open(url)
     record, secret = users.create_key(tenant, scopes, name=name, expires=expires)
-    console.print(f"Key {record.id} for tenant {escape(tenant)}: {', '.join(record.scopes)}. It is shown this once:")
-    console.print(secret, markup=False, soft_wrap=True, highlight=False)
+    users.close()
+    _say(f"Key {record.id} for tenant {tenant}: {', '.join(record.scopes)}; in {new}{without_password(_absolute(url))}.")
+    _say("It is shown this once:")
+    _say(secret)
 
 
 @keys_app.command("list")
@@ -291,7 +296,16 @@ def open_existing(url: str) -> Any:
     """
     from penchant.store import UserStore
 
-    path = url.removeprefix("sqlite:///")
-    if path != url and not Path(path).is_file():
+    if _is_absent(url):
         raise OutputError("There is no store.", where=without_password(url), fix="Check --store, or PENCHANT_STORE.")
     return UserStore.open(url)
+
+
+def _is_absent(url: str) -> bool:
+    """Whether it is a SQLite file that is not there yet; of a server this is not known."""
+    path = url.removeprefix("sqlite:///")
+    return path != url and not Path(path).is_file()
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, markup=False, soft_wrap=True, highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import os
 import time
@@ -35,7 +36,7 @@ class _Base(Generic[HttpT, TransportT, SleptT]):
         key: str | None = None,
         *,
         timeout: float = 30.0,
-        retries: int = 3,
+        retries: int = 5,
         transport: TransportT | None = None,
         sleep: Callable[[float], SleptT] | None = None,
     ) -> None:
@@ -47,7 +48,9 @@ class _Base(Generic[HttpT, TransportT, SleptT]):
         }
         # The time that a call waits for one of the client's own connections is not the service's silence.
         limits = httpx.Timeout(_check_timeout(timeout), pool=None)
-        self._http: HttpT = self._open({"base_url": self.url, "headers": headers, "timeout": limits, "transport": transport})
+        options = {"base_url": self.url, "headers": headers, "timeout": limits, "transport": transport}
+        # A proxy that the environment names does not reach a service on this machine.
+        self._http: HttpT = self._open(options | {"trust_env": not _is_plain_and_here(self.url)})
         self._sleep = sleep or self._wait
 
     def __repr__(self) -> str:
@@ -71,7 +74,8 @@ class Client(_Base[httpx.Client, httpx.BaseTransport, None]):
         url: The service's address, with the path under which it stands, if any.
         key: A key of `penchant keys create`; by default the environment's PENCHANT_KEY.
         timeout: Seconds that the service may take to accept a connection, and that it may then be silent.
-        retries: How often a call is sent again where the service is busy, away or lost. Nothing is stored twice by that.
+        retries: How often a call is sent again where the service is busy, away or lost. Nothing is stored twice by that. The
+            pauses before it grow from half a second; those of the default are 15 to 27 s together; a longer absence wants more.
         transport: httpx's, for tests and special networks.
         sleep: How to wait, for tests.
 
@@ -222,6 +226,17 @@ def _check_url(url: str) -> str:
     if parsed.scheme not in {"http", "https"} or not parsed.host or not 0 < port < 65_536 or parsed.query or parsed.fragment:
         raise ConfigError(f"{url!r} is no address of a service.", where="url", fix=fix)
     return str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
+
+
+def _is_plain_and_here(url: str) -> bool:
+    """Whether it is this machine's own address over HTTP; with HTTPS the environment may also say which certificates count."""
+    parsed = httpx.URL(url)
+    if parsed.scheme != "http":
+        return False
+    try:
+        return ipaddress.ip_address(parsed.host).is_loopback
+    except ValueError:
+        return parsed.host == "localhost"
 
 
 def _check_key(key: str | None) -> str:

@@ -13,7 +13,7 @@ from penchant.client.calls import AnswerT, Call
 from penchant.client.errors import AuthenticationError, ClientError, RequestError, ServiceUnavailable
 
 LONGEST_PAUSE = 30.0
-"""Seconds that are waited at most before another attempt, whatever the service asks for."""
+"""Seconds that are waited at most before another attempt, whatever the service asks for; jitter adds up to half as much."""
 _FIRST_PAUSE = 0.5
 # 502 and 504 are how a gateway tells that it could not connect, or that time ran out.
 _BUSY_OR_AWAY = {429, 502, 503, 504}
@@ -122,12 +122,14 @@ def _may_pass(outcome: Outcome) -> bool:
 
 
 def _pause(outcome: Outcome, attempt: int) -> float:
-    """Seconds before another attempt: what the service asks for, or twice as many each time."""
+    """Seconds before another attempt: twice as many each time, and never fewer than the service asks for.
+
+    It asks for the same few seconds of everybody and at every attempt, so that alone would neither outlast a fault nor spread.
+    """
     asked = _retry_after(outcome.headers.get("Retry-After")) if isinstance(outcome, httpx.Response) else None
-    if asked is not None:
-        return min(max(asked, 0.0), LONGEST_PAUSE)
+    pause = min(max(asked or 0.0, _FIRST_PAUSE * 2.0 ** min(attempt - 1, 10)), LONGEST_PAUSE)
     # Jitter: clients that failed together do not come back together.
-    return min(_FIRST_PAUSE * 2.0 ** min(attempt - 1, 10), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+    return pause * random.uniform(1.0, 1.5)
 
 
 def _retry_after(value: str | None) -> float | None:

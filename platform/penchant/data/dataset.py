@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penchant.artifacts import read_json, replace_folder, write_json
+from penchant.artifacts import read_json, refuse_uri, replace_folder, write_json
 from penchant.data.checks import Tables, content_problems, positions, shape_problems
 from penchant.data.schema import SPLITS, TABLES, Problem
 from penchant.errors import DataError, OutputError
@@ -159,8 +159,9 @@ def read_tables(folder: Path, names: Sequence[str] = TABLES) -> Tables:
     """Reads the tables of a folder: `NAME.parquet`, or a partitioned directory `NAME`.
 
     Raises:
-        DataError: The folder or a table is missing, or cannot be read.
+        DataError: The folder or a table is missing, or cannot be read; or it is a URI (`local_copy` takes one).
     """
+    refuse_uri(folder)
     if not folder.is_dir():
         raise DataError("There is no such folder.", where=str(folder), fix="Give a folder of Parquet tables.")
     tables = {}

@@ -27,6 +27,8 @@ _POLL_SECONDS = 1.0
 def start_ray(address: str | None = None, *, num_cpus: int | None = None) -> bool:
     """Joins a running Ray cluster, or starts one on this machine; it lives as long as this process. Idempotent.
 
+    The ports of one that is started listen on every interface, and ask for this user's token (`RAY_AUTH_MODE`).
+
     Returns whether it started one, which then is nobody else's.
 
     Args:

@@ -9,8 +9,6 @@ from pydantic import Field
 from penchant.config import Settings
 from penchant.graph.neighbours import PAPER_TEMPERATURE
 
-OnboardingKind = Literal["forward", "neighbours", "prototypes"]
-
 
 class OnboardingSettings(Settings):
     """How a user who was not in training is embedded, without optimisation."""

@@ -21,7 +21,7 @@ from penchant.artifacts import Manifest
 from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.features import FeatureExtractor, cache_name
 from penchant.backbone.tokens import Text
-from penchant.errors import DataError
+from penchant.errors import ArtifactError, DataError
 from penchant.graph.inductive import embed_responses
 from penchant.scoring.bundle import BundleParts, read_bundle
 from penchant.scoring.onboarding import (
@@ -156,7 +156,16 @@ class PersonalisedRewardModel:
         return ready
 
     def remember(self, embeddings: Mapping[str, Tensor]) -> None:
-        """Makes onboarded users known to this object, by id."""
+        """Makes onboarded users known to this object, by id.
+
+        Raises:
+            ArtifactError: Their embeddings are not as wide as the bundle's; then none is taken.
+        """
+        shape = self.parts.user_UD.shape[1:]
+        for user, embedding in embeddings.items():
+            if embedding.shape != shape:
+                what = f"An embedding has shape {tuple(embedding.shape)}; the bundle's have {tuple(shape)}."
+                raise ArtifactError(what, where=f"user {user!r}", fix="Onboard the users again under this bundle.")
         self._onboarded.update(embeddings)
 
     def score(self, user: str, prompt: str, responses: Sequence[str]) -> Scores:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from penchant.artifacts import read_json, write_json
+from penchant.artifacts import read_json, refuse_uri, write_json
 from penchant.errors import ArtifactError, DataError
 from penchant.scoring.model import TextComparison
 from penchant.scoring.rows import check_texts, is_text
@@ -34,6 +34,7 @@ def read_choices(path: Path) -> dict[str, list[TextComparison]]:
     Raises:
         DataError: The file is missing or unreadable, or a row lacks a text.
     """
+    refuse_uri(path)
     if not path.is_file():
         raise DataError("There is no such file.", where=str(path), fix="Give a JSONL or Parquet file.")
     with path.open("rb") as file:
@@ -154,7 +155,16 @@ def _read_json(path: Path) -> tuple[str | None, dict[str, Tensor]]:
     values = read_json(path)
     if not isinstance(values, dict) or "users" not in values:
         raise ArtifactError("It holds no onboarded users.", where=str(path), fix="Make it with `penchant onboard`.")
-    return values.get("bundle"), {user: torch.tensor(record["embedding"]) for user, record in values["users"].items()}
+    try:
+        users = {user: torch.tensor(record["embedding"], dtype=torch.float32) for user, record in values["users"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"One of its users has no embedding ({type(error).__name__}: {str(error)[:100]})."
+        raise ArtifactError(what, where=str(path), fix="Make it again.") from None
+    shapes = {tuple(embedding.shape) for embedding in users.values()}
+    if any(len(shape) != 1 for shape in shapes) or len(shapes) > 1:
+        what = f"Its embeddings have the shapes {sorted(shapes)[:5]}, not one (D,)."
+        raise ArtifactError(what, where=str(path), fix="Make it again.")
+    return values.get("bundle"), users
 
 
 def _read_table(path: Path) -> tuple[str | None, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, bindparam, false, func, insert, select, update
+from sqlalchemy import Connection, bindparam, false, func, insert, select, union, update
 
 from penchant.errors import DataError
 from penchant.store.database import Database
@@ -15,7 +15,7 @@ from penchant.store.keys import KeyStore
 from penchant.store.records import Choice, Counts, ExportedComparison, Receipt, StoredComparison, UserRecord
 from penchant.store.retention import prune
 from penchant.store.schema import upgrade
-from penchant.store.tables import comparisons, embeddings, now, receipts, users
+from penchant.store.tables import access_keys, comparisons, embeddings, now, receipts, users
 from penchant.store.user_rows import lock_user, remove_user
 from penchant.store.values import body_digest, check_choices, check_instant, check_text, check_user, digest, pair_digest
 
@@ -196,6 +196,12 @@ class UserStore(KeyStore):
         counted = select(func.count(), func.coalesce(func.sum(users.c.comparisons), 0)).where(users.c.comparisons > 0)
         with self._database.reading() as connection:
             return Counts(*connection.execute(counted).one())
+
+    def tenants(self) -> list[str]:
+        """Whose users or keys the store holds, by name. Of users who were forgotten it does not tell any more."""
+        found = union(select(users.c.tenant).where(users.c.tenant.is_not(None)), select(access_keys.c.tenant))
+        with self._database.reading() as connection:
+            return sorted(connection.scalars(found))
 
     def _claim(self, connection: Connection, request: bytes, user_key: bytes, body: bytes) -> Receipt | None:
         """Makes the receipt of a request, still without a version; or returns the one that an earlier request got."""

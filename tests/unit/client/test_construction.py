@@ -7,6 +7,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 
 from penchant import client as package
@@ -54,8 +55,29 @@ class TestConstruction:
 
     def test_repr_does_not_show_the_key(self, kind):
         shown = kind("http://service.test/", KEY)
-        assert repr(shown) == f"{kind.__name__}(url='http://service.test', retries=3)"
+        assert repr(shown) == f"{kind.__name__}(url='http://service.test', retries=5)"
         assert KEY not in repr(vars(shown))
+
+
+@pytest.mark.parametrize(
+    ("url", "proxied"),
+    [
+        ("http://127.0.0.1:8000", False),
+        ("http://localhost:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://service.test", True),
+        ("http://127.service.test", True),
+        ("https://localhost:8000", True),
+    ],
+)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(kind, url, proxied, monkeypatch):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://proxy.test:3128")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    http = kind(url, KEY)._http
+    assert (http._transport_for_url(httpx.URL(url)) is not http._transport) is proxied
 
 
 def test_context_managers_close():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from penchant.artifacts import write_json
 from penchant.errors import ArtifactError, DataError
 from penchant.scoring.model import Asking, PersonalisedRewardModel, TextComparison
 from penchant.scoring.onboarded import read_choices, read_onboarded, write_onboarded
@@ -162,6 +163,31 @@ def test_onboarded_users_go_through_a_file(model, tmp_path):
     assert torch.allclose(read["new"], made["new"])
     with pytest.raises(ArtifactError, match="Onboard them again"):
         read_onboarded(tmp_path / "users.json", bundle="another")
+
+
+@pytest.mark.parametrize(
+    ("users", "said"),
+    [
+        ({"ana": {}}, "KeyError: 'embedding'"),
+        ({"ana": {"embedding": None}}, "no embedding"),
+        ({"ana": {"embedding": ["0.5"]}}, "no embedding"),
+        ({"ana": {"embedding": [0.5, [1.0]]}}, "no embedding"),
+        ({"ana": [0.5]}, "no embedding"),
+        (["ana"], "no embedding"),
+        ({"ana": {"embedding": 0.5}}, "shapes"),
+        ({"ana": {"embedding": [0.5]}, "bob": {"embedding": [0.5, 0.5]}}, "shapes"),
+    ],
+)
+def test_a_damaged_file_of_onboarded_users_is_told(tmp_path, users, said):
+    write_json(tmp_path / "users.json", {"bundle": "b", "users": users})
+    with pytest.raises(ArtifactError, match=said):
+        read_onboarded(tmp_path / "users.json", bundle="b")
+
+
+def test_an_embedding_of_another_width_is_not_taken(model):
+    with pytest.raises(ArtifactError, match=r"shape \(1,\).*'narrow'|'narrow'.*shape \(1,\)"):
+        model.remember({"narrow": torch.tensor([0.5])})
+    assert model.resolve("narrow").personalisation == "unknown"
 
 
 @pytest.mark.parametrize(

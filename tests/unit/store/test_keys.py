@@ -5,6 +5,7 @@ import datetime
 import pytest
 
 from penchant.errors import DataError
+from penchant.store import Choice
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -77,3 +78,13 @@ def test_unknown_scopes_are_refused(store, scopes):
 def test_an_instant_needs_a_time_zone(store):
     with pytest.raises(DataError, match="expires"):
         store.create_key("acme", ["score"], expires=datetime.datetime(2026, 1, 1))
+
+
+def test_tenants_are_those_of_users_and_of_keys(store):
+    assert store.tenants() == []
+    store.create_key("zoo", ["score"])
+    store.add("acme", "ana", [Choice("p", "a", "b")])
+    store.add("zoo", "ana", [Choice("p", "a", "b")])
+    assert store.tenants() == ["acme", "zoo"]
+    store.forget("acme", "ana", remember=True)
+    assert store.tenants() == ["zoo"]

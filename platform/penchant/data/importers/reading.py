@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from penchant.artifacts import refuse_uri
 from penchant.errors import DataError, StorageError
 
 HUB = "hub:"
@@ -83,6 +84,7 @@ def find_parts(
     path = Path(source)
     if path.is_file():
         return [Part(str(path), path.name, lambda: file_rows(path, columns))]
+    refuse_uri(path)
     if not path.is_dir():
         raise DataError(
             "There is no such file or folder.", where=source, fix=f"Give one, or {HUB}OWNER/NAME for a data set of the hub."
@@ -110,6 +112,7 @@ def file_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
     Raises:
         DataError: The file is missing, of another kind, or damaged; told with its line.
     """
+    refuse_uri(path)
     if not path.is_file():
         raise DataError("There is no such file.", where=str(path), fix="Give a JSONL or Parquet file.")
     try:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from penchant.artifacts import refuse_uri
 from penchant.data.lamp.findings import Findings
 from penchant.data.lamp.histories import Item, LampData, LampUser, Query, oldest_first, seen_at
 from penchant.data.lamp.schema import LampItem, OutputsRecord, QuestionRecord, UserRecord
@@ -68,6 +69,7 @@ def _read(folder: Path, task: LampTask) -> tuple[LampData | None, Findings]:
 
 
 def _has_oppu_files(folder: Path) -> bool:
+    refuse_uri(folder)
     if not folder.is_dir():
         raise DataError("There is no such folder.", where=str(folder), fix="Give a folder with one task's files.")
     own = [f"{part}_{name}.json" for part in LAMP_PARTS.values() for name in ("questions", "outputs")]

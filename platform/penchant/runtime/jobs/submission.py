@@ -39,6 +39,7 @@ STOPPED = 143
 MOST_BYTES = 32 * 2**20
 """The most that is shipped: the library is a small part of it."""
 _PATIENCE_SECONDS = 60.0
+_THIS_MACHINE = {"127.0.0.1", "localhost", "::1"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,12 @@ def connect(address: str | None = None) -> tuple[JobSubmissionClient, str]:
     chosen = address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     where = f"--address {chosen}"
     _check_reachable(chosen, where)
-    show_token(_parts(chosen).hostname or "")
+    host = _parts(chosen).hostname or ""
+    show_token(host)
+    if host in _THIS_MACHINE:
+        # Ray's client asks the environment's proxy, which does not reach this machine.
+        passed_by = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = f"{passed_by},{host}" if passed_by else host
     os.environ["RAY_API_SERVER_ADDRESS"] = chosen  # or Ray would prefer RAY_ADDRESS to what it is told
     try:
         client = JobSubmissionClient(chosen)

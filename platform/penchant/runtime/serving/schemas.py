@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-Personalisation = Literal["seen", "onboarded", "unknown"]
+from penchant.scoring.model import Personalisation
 
 
 def readable(text: str) -> str:

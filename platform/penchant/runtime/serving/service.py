@@ -149,9 +149,10 @@ class Service:
         writes: its answer counts if what is stored then is what it was asked about, and else it is asked again.
         """
         before, earlier = (await self._knowledge(tenant, user))[0], await self._choices(tenant, user)
-        rows = _rows(choices)
-        expected = _choices(latest_choices([*_rows(earlier), *rows], limit=self.settings.limits.comparisons_per_user))
-        ahead = asyncio.create_task(self._onboard(before, expected, len(choices)))
+        rows, limit = _rows(choices), self.settings.limits.comparisons_per_user
+        expected = _choices(latest_choices([*_rows(earlier), *rows], limit=limit))
+        new = len(latest_choices(rows, limit=limit))  # pairs: one that is answered twice in a request counts once
+        ahead = asyncio.create_task(self._onboard(before, expected, new))
         ahead.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait for it
         try:
             receipt = await _in_thread(lambda: self.store.add(tenant, user, rows, idempotency_key=idempotency_key))
@@ -164,11 +165,11 @@ class Service:
         try:
             stored = await self._choices(tenant, user)
             if stored:  # else the user is deleted already
-                onboarded = await (ahead if stored == expected else self._onboard(before, stored, len(choices)))
+                onboarded = await (ahead if stored == expected else self._onboard(before, stored, new))
                 personalisation, bundle, seconds = onboarded.personalisation, onboarded.bundle, onboarded.seconds
                 await self._keep(tenant, user, receipt.version, bundle, onboarded.embedding)
                 if not receipt.replayed:
-                    self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(len(choices), len(stored)))
+                    self.measures.onboarded(bundle, agreed=onboarded.agreed, comparisons=min(new, len(stored)))
         except Exception as error:  # whatever it is: a client that is told of a failure sends again what is stored
             foreseen = isinstance(error, (Busy, Unavailable, StoreError))
             log.warning("comparisons are stored, the user is not onboarded yet: %s", type(error).__name__, exc_info=not foreseen)

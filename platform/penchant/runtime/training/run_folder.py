@@ -32,6 +32,15 @@ _RUN = "run.json"
 _DONE = "stage.json"
 
 
+def check_run_folder(folder: Path) -> None:
+    """Whether a run could start or go on in a folder of this machine. Nothing is written.
+
+    Raises:
+        OutputError: The folder holds something else than a run.
+    """
+    MirroredFolder(folder, identity=_RUN, growing=())
+
+
 class RunFolder(MirroredFolder):
     """An --out folder.
 

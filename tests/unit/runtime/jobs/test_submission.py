@@ -1,10 +1,12 @@
 """Submission against a cluster that is played: what is shipped, what is attached to, what is said."""
 
+import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 from ray.job_submission import JobStatus
 
 from penchant.config import load_settings
@@ -176,6 +178,28 @@ def test_no_cluster_is_told_with_what_to_do(monkeypatch):
         with pytest.raises(TrainingError, match="ray start --head") as error:
             connect(f"http://127.0.0.1:{taken.getsockname()[1]}")
     assert "python jobs/" in str(error.value)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_a_dashboard_on_this_machine(monkeypatch):
+    asked = []
+
+    class Client:
+        def __init__(self, address):
+            asked.append(requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address)))
+
+        def list_jobs(self):
+            return []
+
+    monkeypatch.setattr(submission, "JobSubmissionClient", Client)
+    monkeypatch.setattr(submission, "show_token", lambda host: None)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
+    monkeypatch.setenv("no_proxy", "other.test")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        connect(f"http://127.0.0.1:{there.getsockname()[1]}")
+    assert asked == [None]
+    assert os.environ["no_proxy"] == "other.test,127.0.0.1"
 
 
 def test_inputs_that_are_not_here(tmp_path, monkeypatch):

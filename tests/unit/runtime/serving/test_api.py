@@ -343,6 +343,18 @@ def test_a_path_tells_all_of_its_methods(running):
     assert answer.headers["Allow"] == "DELETE, GET"
 
 
+def test_a_pair_that_is_answered_twice_in_a_request_is_one_new_choice(running, monkeypatch):
+    asked = []
+    onboard = running.scorer.onboard
+    monkeypatch.setattr(running.scorer, "onboard", lambda *given: asked.append(given[-1]) or onboard(*given))
+    prompt, one, other = CHOICE
+    running.choose("zoe", ("Explain fog.", one, other))
+    running.choose("zoe", (prompt, other, one), CHOICE)
+    assert asked == [1, 1], "the earlier choice is not held against what it has taught"
+    bundle = running.scorer.engine.bundle
+    assert f'penchant_new_comparisons_total{{bundle="{bundle}"}} 2.0' in running.http.get("/metrics").text
+
+
 def test_probes_metrics_and_the_log_hold_no_texts_ids_or_keys(running, caplog):
     caplog.set_level("WARNING", logger="httpx2")  # the test's own client, not the service
     caplog.set_level("INFO", logger="penchant")

@@ -1,5 +1,7 @@
-"""What a service takes with it when it stops; Ray is played."""
+"""How a service that starts is waited for, and what it takes with it when it stops; Ray is played."""
 
+import http.server
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,25 @@ from penchant.errors import ConfigError
 from penchant.runtime import cluster
 from penchant.runtime.serving import running
 from penchant.runtime.serving.config import ServiceSettings
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(monkeypatch):
+    class Ready(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(running, "_READY_SECONDS", 2.0)
+    with http.server.HTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running._wait_until_ready(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(("alone", "done"), [(True, ["all"]), (False, ["penchant"])])

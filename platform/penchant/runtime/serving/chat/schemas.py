@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from penchant.adapters.applying import How
 from penchant.runtime.serving.chat.events import Finish
-from penchant.runtime.serving.schemas import Personalisation, Text, User, readable, whole
+from penchant.runtime.serving.schemas import Text, User, readable, whole
+from penchant.scoring.model import Personalisation
 
 CHAT_PATH = "/v1/chat/completions"
 
