@@ -6,6 +6,7 @@ A default lives once, on its field.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,13 +38,14 @@ def load_settings(
     """Builds a settings model from a YAML file (or plain values) and `key.sub=value` overrides; overrides win.
 
     Args:
+        values: They stay as they are.
         given: Values by dotted key that win over all of these: what options say. They are taken as they are, where an override
             is read as YAML, in which a path may mean something else. One that is None is not given.
 
     Raises:
         ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    values = read_yaml(Path(path)) if path is not None else dict(values or {})
+    values = read_yaml(Path(path)) if path is not None else copy.deepcopy(values or {})
     for override in overrides:
         _apply_override(values, override)
     for key, value in (given or {}).items():

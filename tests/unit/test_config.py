@@ -30,6 +30,12 @@ def test_overrides_win_over_the_file(tmp_path):
     assert load_settings(Outer, path, ["inner.rate=0.7"]).inner.rate == 0.7
 
 
+def test_what_is_given_is_not_changed():
+    values = {"inner": {"rate": 0.5}}
+    assert load_settings(Outer, values=values, overrides=["inner.rate=0.7"], given={"count": 4}).inner.rate == 0.7
+    assert values == {"inner": {"rate": 0.5}}
+
+
 def test_dumped_settings_are_read_back(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(dump_settings(FitSettings()))
