@@ -78,6 +78,7 @@ def test_a_swept_value_stays_in_its_part_and_in_its_row():
         assert widths == {(part, row, value): value or 64 for part, row, value in widths}
     assert len(widths) == 6
     assert swept.model_dump() == given
+    assert all(list(cell.settings.graph.candidates) == ["one"] for cell in cells(swept)), "none of the default ones beside it"
 
 
 def test_uniform_stands_once_beside_a_sweep_that_does_not_move_it():
