@@ -33,7 +33,7 @@ from penchant.methods.inputs import method_features
 from penchant.methods.saved import load_method
 from penchant.reward.heads import read_head
 from penchant.runtime.training.feature_stage import feature_cache
-from penchant.runtime.training.prepared import Prepared
+from penchant.runtime.training.prepared import Prepared, check_judged
 from penchant.runtime.training.stages import Stages
 from penchant.runtime.training.tracking import track_run
 from penchant.scoring.tables import ExpertTable
@@ -47,7 +47,11 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
     Args:
         bayes_accuracy: The best reachable accuracy, where it is known by construction (the planted world).
         answerer: Whoever answers for unseen users what they were never asked, where that is known (the planted world).
+
+    Raises:
+        DataError: There is no test comparison. It is raised before anything is run.
     """
+    check_judged(stages.dataset)
     if stages.is_method:
         return evaluate_method(stages, bayes_accuracy=bayes_accuracy)
     dataset, settings = stages.dataset, stages.settings.evaluation
