@@ -133,7 +133,7 @@ def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> d
         "onboarding": {"curve": onboarding_points(curve, resamples=settings.resamples, seed=settings.seed)},
         "graph": {"purity": _purity(dataset, users)},
         "data": summarise(dataset).as_dict(),
-        "notes": _notes(stages, has_oracle="oracle" in evaluator.tables),
+        "notes": [*_notes(stages, has_oracle="oracle" in evaluator.tables), *evaluator.notes],
     }
 
 
