@@ -161,6 +161,18 @@ def test_what_cannot_be_judged_is_refused_before_it_is_trained(planted, tmp_path
             work()
 
 
+@pytest.mark.parametrize(
+    ("tried", "kept", "noted"), [("{}", 0, True), ('{"forward": NaN}', 0, True), ('{"forward": 0.5}', 1, False)]
+)
+def test_an_onboarding_that_nothing_was_tried_for_is_noted(tmp_path, tried, kept, noted):
+    from penchant.runtime.training.evaluation_stage import read_onboarding
+
+    (tmp_path / "onboarding.json").write_text(f'{{"kind": "prototypes", "tried": {tried}}}')
+    found, notes = read_onboarding(tmp_path / "onboarding.json")
+    assert len(found["tried"]) == kept
+    assert any("prototypes was taken untried" in note for note in notes) == noted
+
+
 def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):
     from penchant.runtime.training import prepared as module
 

@@ -43,3 +43,15 @@ def test_chosen_is_the_best_of_what_was_asked_for(bundle, planted, kind):
     else:
         assert chosen.kind == kind
     assert len(chosen.temperatures) == 1
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("auto", "prototypes"), ("neighbours", "neighbours")])
+def test_where_nothing_is_held_out_nothing_is_tried(bundle, planted, kind, taken):
+    folder, _, features = bundle
+    train = planted[0].select(split="train", cohort="seen")
+    rows = Comparisons(train.user, train.chosen, train.rejected)
+    nothing = rows.take(np.zeros(len(rows), dtype=bool))
+    settings = OnboardingSettings(kind=kind, temperatures=(0.5, 0.05, 0.1))
+    model = PersonalisedRewardModel.load(folder)
+    chosen, tried = choose_onboarding(model, settings, features, [(rows, nothing)], num_users=60)
+    assert (chosen.kind, chosen.temperatures, tried) == (taken, (0.1,), {})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +68,9 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
                 table.on_progress = functools.partial(_say, status, name)
         users = evaluator.users()
         metrics = _judge(stages, evaluator, users)
-        metrics["onboarding"] |= read_json(stages.run.stage("onboarding") / "onboarding.json")
+        onboarding, notes = read_onboarding(stages.run.stage("onboarding") / "onboarding.json")
+        metrics["onboarding"] |= onboarding
+        metrics["notes"] += notes
         metrics["graph"] |= {key: value for key, value in graph.items() if key != "settings"}
         metrics["graph"]["history"] = stages.history("graph")
         metrics["reward"] = reward["frozen"] | {"history": stages.history("reward")}
@@ -116,6 +120,15 @@ def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> d
     metrics["reward"] = summary | {"history": stages.history("method")}
     metrics["run"] = {"penchant": __version__}
     return _leave(stages, metrics, users, bayes_accuracy)
+
+
+def read_onboarding(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """How new users are onboarded, what was tried and how accurate it was; and what should be noted of it."""
+    found = read_json(path)
+    # Earlier versions wrote NaN where nothing was held out.
+    found["tried"] = {name: value for name, value in found["tried"].items() if math.isfinite(value)}
+    words = f"No choice was held out to choose the onboarding by: {found['kind']} was taken untried (onboarding.kind)."
+    return found, [] if found["tried"] else [words]
 
 
 def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> dict[str, Any]:
