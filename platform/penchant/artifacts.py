@@ -107,8 +107,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically, indented for people."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Writes a JSON file atomically, indented for people.
+
+    Raises:
+        OutputError: The disk is full or the folder may not be written.
+        ValueError: A number is not finite, for which JSON has no word: most readers refuse the whole file.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -6,10 +6,11 @@ A default lives once, on its field.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,19 +37,23 @@ def load_settings(
 ) -> SettingsT:
     """Builds a settings model from a YAML file (or plain values) and `key.sub=value` overrides; overrides win.
 
+    Settings that go by name, as `graph.candidates`, are those alone that the file or the values give. An override of one of them
+    leaves the others, the default ones where none are given; `*` in the place of the name stands for all of them.
+
     Args:
+        values: They stay as they are.
         given: Values by dotted key that win over all of these: what options say. They are taken as they are, where an override
             is read as YAML, in which a path may mean something else. One that is None is not given.
 
     Raises:
         ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
-    values = read_yaml(Path(path)) if path is not None else dict(values or {})
+    values = read_yaml(Path(path)) if path is not None else copy.deepcopy(values or {})
     for override in overrides:
-        _apply_override(values, override)
+        _apply_override(model, values, override)
     for key, value in (given or {}).items():
         if value is not None:
-            _set(values, key, value, where=f"{key}={value}")
+            _set(values, key.split("."), value, where=f"{key}={value}")
     return validate_settings(model, values, where=str(path) if path is not None else "the settings")
 
 
@@ -91,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(model: type[Settings], values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"{override!r} is not an override.", where="command line", fix="Write key=value, as in graph.dim=64.")
@@ -99,12 +104,50 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
-    _set(values, key, value, where=override)
+    for parts in _reached(model, values, key.split("."), where=override):
+        _set(values, parts, value, where=override)
 
 
-def _set(values: dict[str, Any], key: str, value: Any, *, where: str) -> None:
-    """Puts a value under a dotted key."""
-    *parents, leaf = key.split(".")
+def _reached(model: type[BaseModel], values: dict[str, Any], parts: list[str], *, where: str) -> list[list[str]]:
+    """The keys that an override's key stands for. Where it goes below settings by name of which none are given, the default ones
+    are put among the values, or one of them would be all that there is."""
+    node = values
+    for number, part in enumerate(parts[:-1]):
+        field = model.model_fields.get(part)
+        if field is None:
+            break
+        kind = field.annotation
+        if get_origin(kind) is dict and _is_settings(get_args(kind)[1]):
+            default = {} if field.is_required() else field.get_default(call_default_factory=True)
+            named = node.setdefault(part, {name: each.model_dump(mode="json") for name, each in default.items()})
+            return _each_named(named, parts, number + 1, where=where) if isinstance(named, dict) else [parts]
+        node = node.setdefault(part, {})
+        if not _is_settings(kind) or not isinstance(node, dict):
+            break
+        model = kind
+    return [parts]
+
+
+def _each_named(named: dict[str, Any], parts: list[str], at: int, *, where: str) -> list[list[str]]:
+    """The key once for each of the settings by name that it means."""
+    group, name, rest = ".".join(parts[:at]), parts[at], parts[at + 1 :]
+    if name == "*":
+        if not rest:
+            raise ConfigError(f"{group}.* is all of them at once.", where=where, fix=f"Name one setting: {group}.*.KEY=VALUE.")
+        return [[*parts[:at], each, *rest] for each in named]
+    if rest and name not in named:
+        add = f"Or add it whole: {group}.{name}={{...}}."
+        raise ConfigError(f"There is no {name!r} in {group}.", where=where, fix=f"{_meant(name, list(named))} {add}")
+    return [parts]
+
+
+def _is_settings(kind: Any) -> TypeGuard[type[Settings]]:
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def _set(values: dict[str, Any], parts: Sequence[str], value: Any, *, where: str) -> None:
+    """Puts a value under the parts of a dotted key."""
+    *parents, leaf = parts
     node = values
     for parent in parents:
         child = node.setdefault(parent, {})

@@ -99,7 +99,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted_and_ends_though_trials_keep_fa
     assert settings.experts.learning_rate == 0.0005
     assert settings.experts.steps == FitSettings().experts.steps, "a fit's budget, not a trial's"
 
-    again = start(arguments)
+    again = start([*arguments, "tracking.tensorboard=true"])
     said, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors
     assert len(journal(out)) == len(before) + len(after), "a sweep that is done is read"
@@ -162,6 +162,7 @@ def test_trials_of_several_workers_report_their_looks_and_leave_no_checkpoints(d
     }
     # A checkpoint at every look: what a group reports to Ray Train of one is no look, and would end the whole sweep.
     small = [f"backbone.name={tiny_backbone}", "workers.num_workers=2", "workers.checkpoint_seconds=0.001"]
+    small.append("tracking.tensorboard=true")
     said, errors = start(command(data, out, space, *small)).communicate(timeout=400)
     assert (out / "sweep.json").is_file(), said + errors
     found = json.loads((out / "sweep.json").read_text())
@@ -170,3 +171,4 @@ def test_trials_of_several_workers_report_their_looks_and_leave_no_checkpoints(d
     assert sum(folder.is_dir() for folder in (out / "graphs").iterdir()) == 1
     assert not (out / "checkpoints").exists()
     assert not (out / "scratch").exists()
+    assert len(list((out / "tune").glob("*/events.out.tfevents.*"))) == 2, "one for each trial"

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 
 import pytest
@@ -44,6 +45,13 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, number, said):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_json_has_no_word_for_is_not_written(tmp_path, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": [number]})
+    assert not list(tmp_path.iterdir())
+
+
 def test_full_disk_as_safetensors_tells_it(tmp_path, monkeypatch):
     def onto_a_full_disk(tensors, path):
         with open("/dev/full", "wb", buffering=0) as file:

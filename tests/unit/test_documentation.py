@@ -173,7 +173,7 @@ def test_the_checks_see_what_they_look_for():
     assert fenced("x\n```sh\nA=1 penchant fit \\\n  --data d  # so\nls\n```\n") == ["A=1 penchant fit    --data d  # so"]
     assert words_of("A=1 .venv/bin/penchant fit --data 'a b' && ls  # so") == ("penchant", ["fit", "--data", "a b"])
     assert spans("`a` b\n```\n`c`\n```\n`d`") == ["a", "d"]
-    parse(["fit", "--data", "d", "graph.candidates.any.encoder.dim=8"], whole=True)
+    parse(["fit", "--data", "d", "graph.candidates.*.encoder.dim=8"], whole=True)
     parse(["fit"], whole=False)
     for wrong in (["fitt"], ["data", "chekc"], ["data"]):
         with pytest.raises(AssertionError):

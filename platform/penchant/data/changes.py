@@ -29,7 +29,9 @@ class ChangeSettings(Settings):
     flip: float = Field(0.0, ge=0, le=1)
     """Share of the choices that are turned around."""
     adversaries: float = Field(0.0, ge=0)
-    """Accounts that are added, as a share of the seen users: each has a seen user's train comparisons, all turned around."""
+    """Accounts that are added, as a share of the seen users: each has a seen user's train comparisons, all turned around, and
+    says to be of that user's group. So the oracle, and the proxy by the group, are misled too: what they are told of these
+    accounts is false, and both may fall below methods that go by choices alone."""
 
 
 def change_choices(dataset: PreferenceDataset, settings: ChangeSettings, *, seed: int = 0) -> PreferenceDataset:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penchant.artifacts import read_json, refuse_uri, replace_folder, write_json
-from penchant.data.checks import Tables, content_problems, positions, shape_problems
+from penchant.data.checks import Tables, content_problems, positions, shape_problems, silent_users
 from penchant.data.schema import SPLITS, TABLES, Problem
 from penchant.errors import DataError, OutputError
 from penchant.storage import Location, local_copy
@@ -106,6 +106,8 @@ class PreferenceDataset:
             more = "\n  ... `penchant data check` lists them all." if len(errors) > _SHOWN else ""
             raise DataError(f"{total:,} problem{'s' if total > 1 else ''} in the data:\n  {shown}{more}", where=where)
         tables["comparisons"], mended = drop_repeats(tables["comparisons"])
+        if mended:  # a repeat may have been all that a user had in train
+            problems = [problem for problem in problems if problem.kind != "silent_user"] + silent_users(tables)
         return cls(tables, [*problems, *mended])
 
     def save(self, path: str | Path) -> None:
@@ -216,7 +218,8 @@ def write_tables(folder: Path, tables: Tables, *, origin: dict[str, Any] | None 
 
 
 def drop_repeats(comparisons: pa.Table) -> tuple[pa.Table, list[Problem]]:
-    """Keeps a user's latest choice of a pair: by timestamp where there is one, else by row. Told as warnings."""
+    """Keeps a user's latest choice of a pair, in that row's split: by timestamp where there is one, else by row. Told as
+    warnings."""
     user, chosen, rejected = (_objects(comparisons, name).astype(str) for name in ("user_id", "chosen_id", "rejected_id"))
     flipped = chosen > rejected
     low, high = np.where(flipped, rejected, chosen), np.where(flipped, chosen, rejected)

@@ -30,8 +30,9 @@ def split_dataset(
     """Copies a data set, with `split` added to comparisons and `cohort` to users where they are missing.
 
     Whole prompts go to test, by their texts, so that none leaks; where comparisons have a `conversation_id`, whole
-    conversations, since the prompt of a later turn tells what was chosen before. Of each user's other comparisons a share goes
-    to valid, and at least one stays in train. A folder without a users table gets one.
+    conversations, since the prompt of a later turn tells what was chosen before: one at least where the share is above 0 and
+    there are two. Of each user's other comparisons a share goes to valid, and at least one stays in train. A folder without a
+    users table gets one.
 
     Raises:
         ConfigError: A share outside [0, 1).
@@ -78,7 +79,9 @@ def _splits(
         prompt = _joined(prompt, comparisons["conversation_id"].to_pylist())
     _, user = np.unique(np.array(comparisons["user_id"].to_pylist(), dtype=str), return_inverse=True)
     prompts = int(prompt.max(initial=-1)) + 1
-    held_out = random.permutation(prompts)[: round(test_prompts * prompts)]
+    # Of few prompts one at least, or nothing could be judged, and never all, or nothing could be learnt.
+    number = min(max(round(test_prompts * prompts), int(test_prompts > 0)), max(prompts - 1, 0))
+    held_out = random.permutation(prompts)[:number]
     split = np.where(np.isin(prompt, held_out), "test", "train").astype(object)
     hold_out_valid(split, user, valid, random)
     return split

@@ -47,6 +47,8 @@ class TableEvaluator:
     ) -> None:
         self.dataset, self.tables = dataset, dict(tables)
         self.random = np.random.default_rng(seed)
+        self.notes: list[str] = []
+        """What a reader of the last judgements should know of the wrong users."""
         if oracle is not None and dataset.group is not None and (dataset.group >= 0).all():
             self.tables["oracle"] = oracle
         self.test = dataset.select(split="test")
@@ -109,21 +111,44 @@ class TableEvaluator:
         return np.where(users.known_U[test.user], self._margin(name, test, users.embedding_UD[test.user]), uniform_C)
 
     def _wrong_users(self, users: EmbeddedUsers) -> np.ndarray:
-        """For each user a random other one with an embedding and test comparisons: of another group where groups are known."""
+        """For each user a random other one with an embedding and test comparisons: of another group where groups are known and
+        there is one, else any."""
         dataset = self.dataset
         everyone = np.arange(len(dataset.user_ids))
         pool = np.flatnonzero(users.known_U & np.isin(everyone, self.test.user))  # added accounts are nobody's other taste
+        self.notes = []
         if len(pool) < 2:
+            self.notes = ["There is no other user to take for the wrong one: the wrong user is the user."]
             return everyone
+        group = everyone if dataset.group is None else dataset.group
         wrong = self.random.choice(pool, len(everyone))
         for _ in range(100):
-            same = wrong == everyone
-            if dataset.group is not None:
-                same |= dataset.group[wrong] == dataset.group
+            same = group[wrong] == group
             if not same.any():
                 break
             wrong[same] = self.random.choice(pool, int(same.sum()))
+        self._mend_wrong(wrong, pool, group)
         return wrong
+
+    def _mend_wrong(self, wrong: np.ndarray, pool: np.ndarray, group: np.ndarray) -> None:
+        """Draws again, in place, for those whom the draws have left with one of their own group: from the few of another, else
+        any other user."""
+        same, alone = group[wrong] == group, np.zeros(len(wrong), dtype=bool)
+        for code in np.unique(group[same]):
+            mine, apart = same & (group == code), pool[group[pool] != code]
+            if len(apart):
+                wrong[mine] = self.random.choice(apart, int(mine.sum()))
+            else:
+                alone |= mine
+        # Whoever is their own wrong user is in the pool: from there so many places on, which is never themselves.
+        own = np.flatnonzero(alone & (wrong == np.arange(len(wrong))))
+        wrong[own] = pool[(np.searchsorted(pool, own) + self.random.integers(1, len(pool), len(own))) % len(pool)]
+        judged = np.unique(self.test.user)
+        if alone[judged].any():
+            self.notes = [
+                f"For {int(alone[judged].sum()):,} of {len(judged):,} users there is nobody of another group: the wrong user is"
+                " another one of their own, whose taste may be theirs."
+            ]
 
 
 class Evaluator(TableEvaluator):

@@ -95,8 +95,10 @@ def correctness(margin: np.ndarray) -> np.ndarray:
     return (margin > 0) + 0.5 * (margin == 0)
 
 
-def interval(resampled: np.ndarray) -> tuple[float, float]:
-    """The percentile interval at 95%."""
+def interval(resampled: np.ndarray, *, widest: tuple[float, float] = (0.0, 1.0)) -> tuple[float, float]:
+    """The percentile interval at 95%; the widest that there is where no resample has drawn any of so few comparisons."""
+    if np.isnan(resampled).all():
+        return widest
     low, high = np.nanquantile(resampled, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
@@ -119,7 +121,7 @@ def paired_differences(bootstrap: Bootstrap) -> dict[str, Any]:
             continue
         for cohort, kind in bootstrap.cells:
             keys = (first, cohort, kind), (second, cohort, kind)
-            low, high = interval(bootstrap.resampled[keys[0]] - bootstrap.resampled[keys[1]])
+            low, high = interval(bootstrap.resampled[keys[0]] - bootstrap.resampled[keys[1]], widest=(-1.0, 1.0))
             value = bootstrap.value[keys[0]] - bootstrap.value[keys[1]]
             cell = {"value": value, "low": low, "high": high, "n": bootstrap.count[cohort, kind]}
             table.setdefault(f"{first}-{second}", {}).setdefault(cohort, {})[kind] = cell
@@ -141,6 +143,8 @@ def recovered_share(bootstrap: Bootstrap) -> dict[str, Any]:
         drawn = [bootstrap.resampled[key] for key in keys.values()]
         way = drawn[2] - drawn[0]
         share = np.divide(drawn[1] - drawn[0], way, out=np.full(len(way), np.nan), where=way > 0)
+        if np.isnan(share).all():
+            continue
         low, high = interval(share)
         shares[cohort] = {"value": (personalised - uniform) / (oracle - uniform), "low": low, "high": high}
     return shares

@@ -142,7 +142,7 @@ def compare_questions(
     points = [
         {"answers": number + 1}
         | {way: _cell(gain[way][number] + uniform_B) for way in WAYS}
-        | {"difference": _cell(gain["chosen"][number] - gain["random"][number])}
+        | {"difference": _cell(gain["chosen"][number] - gain["random"][number], widest=(-1.0, 1.0))}
         for number in range(len(gain["random"]))
     ]
     return {
@@ -168,7 +168,7 @@ def answers_needed(gain: dict[str, np.ndarray], target_B: np.ndarray) -> dict[st
         gain: way -> (A, 1 + B): after each answer, the point itself first and then its resamples.
         target_B: (1 + B,).
     """
-    if target_B[0] <= 0:
+    if target_B[0] <= 0 or not (target_B[1:] > 0).any():
         return None
     needed = {way: _first(gain_AB >= target_B) for way, gain_AB in gain.items()}
     needed["saved"] = needed["random"] - needed["chosen"]
@@ -192,8 +192,8 @@ def _drawn(bootstrap: Bootstrap, method: str) -> np.ndarray:
     return np.concatenate([[bootstrap.value[key]], bootstrap.resampled[key]])
 
 
-def _cell(value_B: np.ndarray) -> dict[str, float]:
-    low, high = interval(value_B[1:])
+def _cell(value_B: np.ndarray, *, widest: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
+    low, high = interval(value_B[1:], widest=widest)
     return {"value": float(value_B[0]), "low": low, "high": high}
 
 

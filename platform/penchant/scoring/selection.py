@@ -32,10 +32,17 @@ def choose_onboarding(
 ) -> tuple[OnboardingSettings, dict[str, float]]:
     """The kind and temperature that rank most held-out choices right, and the accuracy of each that was tried.
 
+    Where nothing is held out there is nothing to choose by, and none is tried: prototypes, unless the settings name a kind, at
+    the middle one of the temperatures.
+
     Args:
         feature_RF: Features of the bundle's responses, in its order.
         rounds: What to embed from and what to judge by; users count from 0 to `num_users` - 1.
     """
+    if not any(len(held_out) for _, held_out in rounds):
+        middle = sorted(settings.temperatures)[len(settings.temperatures) // 2]
+        named = "prototypes" if settings.kind == "auto" else settings.kind
+        return settings.model_copy(update={"kind": named, "temperatures": (middle,)}), {}
     accuracy: dict[str, float] = {}
     options: dict[str, OnboardingSettings] = {}
     for kind, temperature in _options(model, settings):

@@ -137,6 +137,19 @@ def test_latest_is_by_timestamp_where_there_is_one():
     assert (0, 0) in set(zip(dataset.comparisons.user, dataset.comparisons.chosen, strict=True))
 
 
+def test_who_is_left_without_a_train_comparison_by_a_repeat_is_told():
+    tables = good_tables()
+    tables["users"] = pa.table({"user_id": ["u", "v", "w"], "cohort": ["seen"] * 3})
+    again = pa.table(
+        {"user_id": ["w"] * 2, "prompt_id": ["p"] * 2, "chosen_id": ["a"] * 2, "rejected_id": ["b"] * 2,
+         "split": ["train", "valid"]}
+    )  # fmt: skip
+    tables["comparisons"] = pa.concat_tables([tables["comparisons"], again])
+    dataset = PreferenceDataset.from_tables(**tables)
+    assert [(warning.kind, warning.value) for warning in dataset.warnings] == [("silent_user", "w"), ("repeated", "w")]
+    assert len(dataset.select(split="valid").take(dataset.select(split="valid").user == 2)) == 1
+
+
 def test_many_problems_of_a_kind_are_counted_not_listed():
     tables = good_tables()
     many = pa.concat_tables([tables["comparisons"].slice(0, 1)] * 50)

@@ -1,4 +1,6 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -75,6 +77,17 @@ def test_where_everybody_has_few_choices_some_are_valid_all_the_same():
     hold_out_valid(split, user, 0.1, np.random.default_rng(0))
     assert 0 < (split == "valid").sum() < 60
     assert np.bincount(user[split == "valid"]).max() == 1
+
+
+@pytest.mark.parametrize(("prompts", "share", "held_out"), [(4, 0.1, 1), (2, 0.9, 1), (4, 0.0, 0), (1, 0.1, 0)])
+def test_of_few_prompts_one_is_held_out(unsplit, tmp_path, prompts, share, held_out):
+    tables = {name: pq.read_table(unsplit / f"{name}.parquet") for name in ("responses", "comparisons")}
+    few = pa.array(sorted(set(tables["comparisons"]["prompt_id"].to_pylist()))[:prompts])
+    for name, table in tables.items():
+        pq.write_table(table.filter(pc.is_in(table["prompt_id"], value_set=few)), unsplit / f"{name}.parquet")
+    dataset = split_dataset(unsplit, tmp_path / "out", test_prompts=share)
+    assert len(set(dataset.prompt_of_response[dataset.select(split="test").chosen])) == held_out
+    assert len(dataset.select(split="train"))
 
 
 def test_split_is_seeded(unsplit, tmp_path):

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -37,6 +38,34 @@ def test_wrong_user_is_one_who_is_judged(evaluator, planted):
     evaluator.test = evaluator.test.take(np.isin(evaluator.test.user, judged))
     wrong = evaluator._wrong_users(evaluator.users())
     assert np.isin(wrong, judged).all()
+
+
+@pytest.mark.parametrize(("others", "alone"), [(0, True), (1, True), (3, False)])
+def test_where_nobody_of_another_group_is_there_the_wrong_user_is_any_other(bundle, planted, others, alone):
+    from penchant.data import PreferenceDataset
+
+    folder, _, features = bundle
+    tables = planted[0].tables()
+    users = len(planted[0].user_ids)
+    groups = pa.array(["rare" if number < others else "usual" for number in range(users)])
+    at = tables["users"].column_names.index("group")
+    tables["users"] = tables["users"].set_column(at, "group", groups)
+    made = Evaluator(PersonalisedRewardModel.load(folder), PreferenceDataset.from_tables(**tables), features)
+    if others == 1:  # only themselves are of the other group, and they are not judged
+        made.test = made.test.take(made.test.user != 0)
+    wrong = made._wrong_users(made.users())
+    assert (wrong != np.arange(users)).all()
+    code = made.dataset.group
+    if not alone:
+        assert (code[wrong] != code).all()
+    said = f"For {users - others} of {users - others} users there is nobody of another group"
+    assert any(note.startswith(said) for note in made.notes) == alone
+
+
+def test_who_is_alone_is_their_own_wrong_user_and_it_is_said(evaluator):
+    evaluator.test = evaluator.test.take(evaluator.test.user == 0)
+    assert evaluator._wrong_users(evaluator.users())[0] == 0
+    assert evaluator.notes == ["There is no other user to take for the wrong one: the wrong user is the user."]
 
 
 def test_unseen_users_are_embedded_from_their_train_and_valid_rows_alone(evaluator, planted):

@@ -131,6 +131,17 @@ def test_every_interval_is_within_bounds(values, seed):
     assert 0 <= cell["low"] <= cell["high"] <= 1
 
 
+def test_of_what_no_resample_has_drawn_nothing_is_known():
+    # One comparison of 400 is of a new user: of ten resamples most have none of it, and some ten have none at all.
+    seen = np.arange(400) > 0
+    data = judgements({"uniform": np.ones(400), "personalised": np.ones(400)}, seen=seen, users=np.arange(400))
+    made = [Bootstrap(data, resamples=10, seed=seed) for seed in range(400)]
+    drawn = next(found for found in made if np.isnan(found.resampled["uniform", "unseen", "all"]).all())
+    assert accuracy_table(drawn)["uniform"]["unseen"]["all"] == {"value": 1.0, "low": 0.0, "high": 1.0, "n": 1}
+    difference = paired_differences(drawn)["personalised-uniform"]["unseen"]["all"]
+    assert (difference["low"], difference["high"]) == (-1.0, 1.0)
+
+
 def test_purity_and_map():
     random = np.random.default_rng(0)
     group = np.arange(60) % 3

@@ -140,6 +140,39 @@ def test_nothing_is_learnt_from_one_user(cohorts, said):
         check_learnable(dataset)
 
 
+def test_what_cannot_be_judged_is_refused_before_it_is_trained(planted, tmp_path, tiny_backbone, monkeypatch):
+    import pyarrow.compute as pc
+    from rich.console import Console
+
+    from penchant.config import load_settings
+    from penchant.data import PreferenceDataset
+    from penchant.errors import DataError
+    from penchant.runtime.training import stages as module
+    from penchant.runtime.training.config import FitSettings
+    from penchant.runtime.training.evaluation_stage import evaluate
+
+    tables = planted[0].tables()
+    tables["comparisons"] = tables["comparisons"].filter(pc.not_equal(tables["comparisons"]["split"], "test"))
+    settings = load_settings(FitSettings, overrides=[f"backbone.name={tiny_backbone}"])
+    stages = module.Stages(PreferenceDataset.from_tables(**tables), settings, tmp_path / "run", Console(quiet=True))
+    monkeypatch.setattr(module, "prepare", lambda *_: pytest.fail("it has begun"))
+    for work in (stages.fit, lambda: evaluate(stages)):
+        with pytest.raises(DataError, match="There is no test comparison"):
+            work()
+
+
+@pytest.mark.parametrize(
+    ("tried", "kept", "noted"), [("{}", 0, True), ('{"forward": NaN}', 0, True), ('{"forward": 0.5}', 1, False)]
+)
+def test_an_onboarding_that_nothing_was_tried_for_is_noted(tmp_path, tried, kept, noted):
+    from penchant.runtime.training.evaluation_stage import read_onboarding
+
+    (tmp_path / "onboarding.json").write_text(f'{{"kind": "prototypes", "tried": {tried}}}')
+    found, notes = read_onboarding(tmp_path / "onboarding.json")
+    assert len(found["tried"]) == kept
+    assert any("prototypes was taken untried" in note for note in notes) == noted
+
+
 def test_texts_come_in_batches_of_so_many_bytes(planted, tmp_path, monkeypatch):
     from penchant.runtime.training import prepared as module
 

@@ -59,3 +59,15 @@ def test_under_a_linear_head_new_users_are_not_all_the_same(bundle, planted):
     assert chosen.kind == ("forward" if parts.encoder.settings.inductive else "neighbours")
     asked, _ = _choose_onboarding(planted[0], OnboardingSettings(kind="prototypes"), linear, features)
     assert asked.kind == "prototypes"
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("auto", "prototypes"), ("neighbours", "neighbours")])
+def test_where_nothing_is_held_out_nothing_is_tried(bundle, planted, kind, taken):
+    folder, _, features = bundle
+    train = planted[0].select(split="train", cohort="seen")
+    rows = Comparisons(train.user, train.chosen, train.rejected)
+    nothing = rows.take(np.zeros(len(rows), dtype=bool))
+    settings = OnboardingSettings(kind=kind, temperatures=(0.5, 0.05, 0.1))
+    model = PersonalisedRewardModel.load(folder)
+    chosen, tried = choose_onboarding(model, settings, features, [(rows, nothing)], num_users=60)
+    assert (chosen.kind, chosen.temperatures, tried) == (taken, (0.1,), {})

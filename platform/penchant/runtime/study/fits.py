@@ -72,7 +72,7 @@ def fit_side_by_side(
     """
     resources = ray.cluster_resources()
     gpus = min(1.0, resources.get("GPU", 0) / at_once)
-    threads = max(1, int(resources.get("CPU", 1)) // at_once)
+    threads = _threads(at_once, gpus)
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_fit_beside)
     shared: tuple[PreferenceDataset, Any] | None = None
     running: dict[Any, Fit] = {}
@@ -91,6 +91,26 @@ def fit_side_by_side(
         (done, *_), _ = ray.wait(list(running))
         work = running.pop(done)
         yield work, _outcome(done)
+
+
+def _threads(at_once: int, gpus: float) -> int:
+    """The most threads, which are cores, that each of so many fits can have: a fit is on one machine. One where there is no room
+    for all of them at once."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def room(threads: int) -> int:
+        places = 0
+        for machine in machines:
+            beside = int(machine.get("CPU", 0)) // threads
+            if gpus:
+                # Parts of one GPU go together, parts of several do not. A hair more, for a third and its like.
+                beside = min(beside, int(machine.get("GPU", 0)) * int(1 / gpus + 1e-6))
+            places += beside
+        return places
+
+    wanted = min(at_once, room(1))
+    most = max((int(machine.get("CPU", 0)) for machine in machines), default=1)
+    return next((threads for threads in range(most, 1, -1) if room(threads) >= wanted), 1)
 
 
 def _outcome(done: Any) -> str | PenchantError:

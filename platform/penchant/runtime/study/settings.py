@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -149,9 +150,12 @@ def _resolve(
 
 
 def _merged(values: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings laid over each other."""
-    merged = dict(values)
+    """Nested mappings laid over each other: a copy, all the way down, for rows and parts share what the study gives them."""
+    merged = dict(copy.deepcopy(values))
     for key, value in over.items():
         own = merged.get(key)
-        merged[key] = _merged(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(own, value)
+        else:
+            merged[key] = copy.deepcopy(value)
     return merged

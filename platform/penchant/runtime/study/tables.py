@@ -123,7 +123,8 @@ class _Draws:
         for cell in self.bootstrap.cells:
             value = sum(weight * self.bootstrap.value[name, *cell] for weight, name in signed)
             drawn = sum(weight * self.bootstrap.resampled[name, *cell] for weight, name in signed)
-            found[cell] = Estimate(value, *interval(np.asarray(drawn)))
+            widest = (0.0, 1.0) if len({sign for sign, _, _ in terms}) == 1 else (-1.0, 1.0)
+            found[cell] = Estimate(value, *interval(np.asarray(drawn), widest=widest))
         return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ from penchant.methods.inputs import method_features
 from penchant.methods.saved import load_method
 from penchant.reward.heads import read_head
 from penchant.runtime.training.feature_stage import feature_cache
-from penchant.runtime.training.prepared import Prepared
+from penchant.runtime.training.prepared import Prepared, check_judged
 from penchant.runtime.training.stages import Stages
 from penchant.runtime.training.tracking import track_run
 from penchant.scoring.tables import ExpertTable
@@ -47,7 +49,11 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
     Args:
         bayes_accuracy: The best reachable accuracy, where it is known by construction (the planted world).
         answerer: Whoever answers for unseen users what they were never asked, where that is known (the planted world).
+
+    Raises:
+        DataError: There is no test comparison. It is raised before anything is run.
     """
+    check_judged(stages.dataset)
     if stages.is_method:
         return evaluate_method(stages, bayes_accuracy=bayes_accuracy)
     dataset, settings = stages.dataset, stages.settings.evaluation
@@ -62,7 +68,9 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
                 table.on_progress = functools.partial(_say, status, name)
         users = evaluator.users()
         metrics = _judge(stages, evaluator, users)
-        metrics["onboarding"] |= read_json(stages.run.stage("onboarding") / "onboarding.json")
+        onboarding, notes = read_onboarding(stages.run.stage("onboarding") / "onboarding.json")
+        metrics["onboarding"] |= onboarding
+        metrics["notes"] += notes
         metrics["graph"] |= {key: value for key, value in graph.items() if key != "settings"}
         metrics["graph"]["history"] = stages.history("graph")
         metrics["reward"] = reward["frozen"] | {"history": stages.history("reward")}
@@ -114,6 +122,15 @@ def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> d
     return _leave(stages, metrics, users, bayes_accuracy)
 
 
+def read_onboarding(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """How new users are onboarded, what was tried and how accurate it was; and what should be noted of it."""
+    found = read_json(path)
+    # Earlier versions wrote NaN where nothing was held out.
+    found["tried"] = {name: value for name, value in found["tried"].items() if math.isfinite(value)}
+    words = f"No choice was held out to choose the onboarding by: {found['kind']} was taken untried (onboarding.kind)."
+    return found, [] if found["tried"] else [words]
+
+
 def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> dict[str, Any]:
     """What is measured of every method. Leaves the judgements themselves too."""
     dataset, settings = stages.dataset, stages.settings.evaluation
@@ -129,7 +146,7 @@ def _judge(stages: Stages, evaluator: TableEvaluator, users: EmbeddedUsers) -> d
         "onboarding": {"curve": onboarding_points(curve, resamples=settings.resamples, seed=settings.seed)},
         "graph": {"purity": _purity(dataset, users)},
         "data": summarise(dataset).as_dict(),
-        "notes": _notes(stages, has_oracle="oracle" in evaluator.tables),
+        "notes": [*_notes(stages, has_oracle="oracle" in evaluator.tables), *evaluator.notes],
     }
 
 

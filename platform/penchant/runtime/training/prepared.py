@@ -52,6 +52,16 @@ def check_learnable(dataset: PreferenceDataset) -> None:
         )
 
 
+def check_judged(dataset: PreferenceDataset) -> None:
+    """Raises `DataError` where there is no test comparison to judge a fit by, which would be told after all of its training."""
+    if not len(dataset.select(split="test")):
+        raise DataError(
+            "There is no test comparison; the fit could not be judged.",
+            where="comparisons",
+            fix="Drop the column split and run `penchant data split`; a job `fit_reward` makes a bundle without judging it.",
+        )
+
+
 @dataclass(frozen=True)
 class TextBatches:
     """The texts of a Parquet file with columns prompt and response, in order; each time it is iterated the file is read anew."""

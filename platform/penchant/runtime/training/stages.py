@@ -27,7 +27,7 @@ from penchant.runtime.training.expert_stage import activation_loop, expert_loop,
 from penchant.runtime.training.feature_stage import feature_cache, feature_loop, missing_texts, take_features
 from penchant.runtime.training.graph_stage import graph_loop, keep_best
 from penchant.runtime.training.method_stage import method_loop
-from penchant.runtime.training.prepared import Prepared, check_learnable, prepare
+from penchant.runtime.training.prepared import Prepared, check_judged, check_learnable, prepare
 from penchant.runtime.training.progress import ProgressLog, RelayedLog, show_progress
 from penchant.runtime.training.reward_stage import ENDS, MODELS, reward_loop
 from penchant.runtime.training.run_folder import RunFolder
@@ -104,7 +104,12 @@ class Stages:
         return self.settings.method.name != "penchant"
 
     def fit(self) -> dict[str, Any]:
-        """Everything up to the evaluation; returns the summaries of the heads' or the method's training."""
+        """Everything up to the evaluation; returns the summaries of the heads' or the method's training.
+
+        Raises:
+            DataError: There is no test comparison to evaluate it by.
+        """
+        check_judged(self.dataset)
         return {"method": self.fit_method()} if self.is_method else self.fit_reward()
 
     def prepare(self) -> Prepared:

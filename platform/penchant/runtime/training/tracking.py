@@ -2,7 +2,7 @@
 
 The driver feeds them from the run's own progress records, which are written whatever is asked for here. So workers need neither
 the packages nor the secrets, and a tracker that fails costs its curves, not the run. Ray Train has no loggers of its own (its
-callbacks see reports, which here carry checkpoints); Ray Tune has, and sweeps use those (`tune_callbacks`).
+callbacks see reports, which here carry checkpoints); Ray Tune has, and sweeps use those (`tuning/trackers.py`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tracker:
     def record(self, record: Record) -> None:
         """Adds a progress record that has a step."""
         if "step" in record:
-            curve = "/".join([self.stage, *([_plain(record["candidate"])] if "candidate" in record else [])])
+            curve = "/".join([self.stage, *([plain_name(record["candidate"])] if "candidate" in record else [])])
             values = numbers({name: value for name, value in record.items() if name not in _BOOKKEEPING})
             self._each(lambda sink: sink.write(curve, record["step"], values))
 
@@ -159,7 +159,7 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers in nested mappings, under names joined by slashes that every tracker takes."""
     found: dict[str, float] = {}
     for name, value in values.items():
-        key = prefix + _plain(name)
+        key = prefix + plain_name(name)
         if isinstance(value, Mapping):
             found |= numbers(value, f"{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -167,7 +167,7 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _plain(name: object) -> str:
+def plain_name(name: object) -> str:
     """A part of a name with nothing in it that some tracker refuses or changes."""
     return re.sub(r"[^\w.-]", "-", str(name))
 
@@ -241,9 +241,9 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     def visit(values: Mapping[str, Any], prefix: str) -> None:
         for name, value in values.items():
             if isinstance(value, Mapping):
-                visit(value, f"{prefix}{_plain(name)}.")
+                visit(value, f"{prefix}{plain_name(name)}.")
             else:
-                flat[prefix + _plain(name)] = value
+                flat[prefix + plain_name(name)] = value
 
     visit(run.settings.model_dump(mode="json", exclude={"workers", "tracking"}), "")
     return flat

@@ -30,9 +30,10 @@ from penchant.runtime.training.progress import ProgressLog
 from penchant.storage import MirroredFolder
 
 JOURNAL, CLOCK = "journal.jsonl", "clock.json"
-_LOOK = (
+LOOK = (
     "step", "accuracy", "valid_accuracy", "compared", "parameters", "step_seconds", "training_seconds", "shared_seconds",
 )  # fmt: skip
+"""What a look says."""
 
 
 class Journal(ProgressLog):
@@ -163,7 +164,7 @@ class JournalCallback(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         """A trial looked at the validation comparisons."""
-        self.journal.write(event="look", trial=trial.trial_id, **{key: result[key] for key in _LOOK})
+        self.journal.write(event="look", trial=trial.trial_id, **{key: result[key] for key in LOOK})
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial ended without an error."""

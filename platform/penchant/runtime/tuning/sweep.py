@@ -1,6 +1,6 @@
 """A sweep: prepares the data once, lets Ray Tune run the trials, and leaves the best settings, the numbers and the report::
 
-    out/run.json          what it is a sweep of: another is refused
+    out/run.json          what it is a sweep of: another is refused; with what it is tracked
     out/fit/              the prepared data, as a fit has it
     out/graphs/ heads/    what trials share
     out/tune/             Ray Tune's state, from which an interrupted sweep is taken up
@@ -30,7 +30,7 @@ from penchant.data import PreferenceDataset
 from penchant.errors import OutputError, TrainingError
 from penchant.runtime.cluster import start_ray, wait_for_resources
 from penchant.runtime.threads import run_beside
-from penchant.runtime.training.config import FitSettings
+from penchant.runtime.training.config import FitSettings, TrackingSettings
 from penchant.runtime.training.stages import Stages
 from penchant.runtime.tuning.candidates import Check, best_settings, most_steps, stage_of, trial_settings
 from penchant.runtime.tuning.journal import CLOCK, JOURNAL, Clock, Journal, JournalCallback, RecordedAsha
@@ -39,11 +39,11 @@ from penchant.runtime.tuning.results import TrialRow, best_of, front, ranked, re
 from penchant.runtime.tuning.search import CheckedSearch
 from penchant.runtime.tuning.show import show_sweep
 from penchant.runtime.tuning.space import Space
+from penchant.runtime.tuning.trackers import RUN, TrialTrackers
 from penchant.runtime.tuning.trial import GroupsRelease, TrialAlone, TrialPlan, run_group_trial
 from penchant.storage import Location, MirroredFolder, open_location, remove
 
 _EXPERIMENT, _CHECKPOINTS = "tune", "checkpoints"
-_RUN = "run.json"
 _GROWING = (JOURNAL, CLOCK, "sweep.json")
 
 
@@ -90,31 +90,38 @@ class Sweep:
         address: str | None = None,
     ) -> None:
         self.dataset, self.space, self.base, self.console = dataset, space, base, console
-        self.folder = MirroredFolder(out, identity=_RUN, growing=_GROWING)
+        self.folder = MirroredFolder(out, identity=RUN, growing=_GROWING)
         self.out, self.address, self.seconds = self.folder.path, address, seconds
         self.trials = trials or space.trials
         identity = self._identity(str(out))
         # What a trial may have is checked for each; what all have, here.
         self.stages = Stages(dataset, trial_settings(space, base, {}), self.folder.location("fit"), console, address=address)
-        write_json(self.out / _RUN, identity)
+        tracking = self.stages.settings.tracking.model_dump(mode="json")
+        write_json(self.out / RUN, identity | {"tracking": tracking})
         write_text(self.out / "space.yaml", dump_settings(space))
-        self.folder.share(_RUN, "space.yaml")
+        self.folder.share(RUN, "space.yaml")
         self.journal = Journal(self.folder, shared=[CLOCK])
         self.clock = Clock(self.folder, seconds)
 
     def _identity(self, out: str) -> dict[str, Any]:
-        """What the folder is a sweep of, if it holds no other."""
-        asked = [self.space.model_dump(mode="json"), self.base.model_dump(mode="json", exclude={"workers"})]
+        """What the folder is a sweep of, if it holds no other. Who does the work and who watches may change."""
+        space, base = self.space.model_dump(mode="json"), self.base.model_dump(mode="json", exclude={"workers"})
+        tracked = fingerprint([space, base])  # when who watches was a part of it
+        for given in (space["settings"], space["trial"]):
+            given.pop("tracking", None)
+        base["tracking"] = TrackingSettings().model_dump(mode="json")  # not left out: those from before are known by it
         identity = {
             "dataset": self.dataset.fingerprint,
-            "sweep": fingerprint(asked),
+            "sweep": fingerprint([space, base]),
             "trials": self.trials,
             "seconds": self.seconds,
         }
-        path = self.out / _RUN
+        path = self.out / RUN
         if path.is_file():
             found = read_json(path)
             words = {"dataset": "another data set", "sweep": "another space or settings", "trials": "another --trials"}
+            if found.get("sweep") == tracked:
+                found["sweep"] = identity["sweep"]
             differing = [words.get(name, "another --time") for name, value in identity.items() if found.get(name) != value]
             if differing:
                 raise OutputError(
@@ -238,7 +245,7 @@ class Sweep:
             name=_EXPERIMENT,
             storage_path=self.folder.uri or str(self.out),
             stop=self.clock,
-            callbacks=[JournalCallback(self.journal, self.clock), GroupsRelease()],
+            callbacks=[JournalCallback(self.journal, self.clock), GroupsRelease(), TrialTrackers(self.folder)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # only its looks are kept
             failure_config=tune.FailureConfig(max_failures=self.space.max_failures),
             verbose=0,

@@ -62,6 +62,25 @@ def test_rows_seeds_and_sweeps_are_laid_over_the_common_settings():
     assert {cell.settings.reward.head.kind for cell in cells(heads)} == {"two_term", "linear"}
 
 
+def test_a_swept_value_stays_in_its_part_and_in_its_row():
+    width = {"key": "graph.candidates.one.encoder.dim", "values": [8, 128], "title": "dim"}
+    own = {"settings": {"graph": {"candidates": {"one": {"encoder": {"num_layers": 2}}}}}}
+    swept = study(
+        settings={"graph": {"candidates": {"one": {"encoder": {"response_init": "text"}}}}},
+        parts={
+            "width": {"title": "W", "rows": {"penchant": {}, "own": own}, "sweep": width},
+            "last": {"title": "L", "rows": {"penchant": {}, "own": own}},
+        },
+    )
+    given = swept.model_dump()
+    for _ in range(2):
+        widths = {(cell.part, cell.row, cell.value): cell.settings.graph.candidates["one"].encoder.dim for cell in cells(swept)}
+        assert widths == {(part, row, value): value or 64 for part, row, value in widths}
+    assert len(widths) == 6
+    assert swept.model_dump() == given
+    assert all(list(cell.settings.graph.candidates) == ["one"] for cell in cells(swept)), "none of the default ones beside it"
+
+
 def test_uniform_stands_once_beside_a_sweep_that_does_not_move_it():
     def swept(key):
         return SweepSettings(key=key, values=(1, 2), title="t").moves_uniform
