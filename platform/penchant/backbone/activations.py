@@ -28,7 +28,7 @@ from penchant.backbone.tokens import Text, tokenise
 from penchant.errors import BackboneError
 from penchant.storage import default_cache_folder
 
-_BLOCK = 256
+BLOCK = 256
 """Texts in a block: what an interruption can lose."""
 
 
@@ -126,8 +126,8 @@ class ActivationReader:
             return len(texts)
         missing = {key: text for text in texts if (key := text_key(text)) not in self.cache}
         ordered = sorted(missing, key=lambda key: sum(map(len, missing[key])))
-        for start in range(0, len(ordered), _BLOCK):
-            block = ordered[start : start + _BLOCK]
+        for start in range(0, len(ordered), BLOCK):
+            block = ordered[start : start + BLOCK]
             if not self.cache.add(block, self._compute([missing[key] for key in block])):
                 return len(ordered) - start
             on_progress(start + len(block), len(ordered))

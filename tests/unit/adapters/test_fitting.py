@@ -9,6 +9,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from penchant.adapters.config import AdapterSettings
 from penchant.adapters.courses import user_seed
 from penchant.adapters.examples import Example
+from penchant.adapters.items import Item, ItemReader
 from penchant.errors import DataError, TrainingError
 
 KINDS = {
@@ -162,6 +163,26 @@ def test_cached_lower_activations_change_next_to_nothing(tiny, any_base, tmp_pat
     assert sum(calls) == len({item.key for examples in users.values() for item in fitter.reader.items(examples)})
     for user in users:
         assert cached[user].loss == pytest.approx(computed[user].loss, rel=1e-2)
+
+
+def test_activations_are_kept_block_by_block_as_far_as_the_budget_goes(label_base, tmp_path):
+    random = np.random.default_rng(0)
+    items = [Item(tuple(random.integers(4, 16, 6 + number // 100).tolist()), 0) for number in range(900)]
+
+    def reader(cache_bytes):
+        return ItemReader(*label_base, max_tokens=32, lowest=1, cache_bytes=cache_bytes, cache_folder=tmp_path / str(cache_bytes))
+
+    need = sum(len(item.tokens) for item in items) * 16 * 2
+    plenty, tight = reader(2 * need), reader(int(0.6 * need))
+    at_once = []
+    compute = tight._compute
+    tight._compute = lambda part: at_once.append(len(part)) or compute(part)
+    plenty.fill(items)
+    tight.fill(items)
+    assert len(plenty.cache) == 900
+    assert len(tight.cache) == 512
+    assert at_once == [256, 256, 256], "no more in memory than a block, and no more after the first that is too much"
+    assert torch.equal(tight.inputs(items)["lower"], plenty.inputs(items)["lower"])
 
 
 def test_only_the_targets_tokens_are_learnt(tiny, text_base):
