@@ -82,7 +82,7 @@ class FittingSettings(Settings):
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     cache_gib: float = Field(2.0, ge=0)
-    """Budget for what enters the adapted layers; without `layers` nothing is kept."""
+    """Budget for what enters the adapted layers; what is beyond it is computed each time. Without `layers` nothing is kept."""
 
 
 class PersonalSettings(Settings):

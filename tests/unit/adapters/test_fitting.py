@@ -10,7 +10,7 @@ from penchant.adapters.config import AdapterSettings
 from penchant.adapters.courses import user_seed
 from penchant.adapters.examples import Example
 from penchant.adapters.items import Item, ItemReader
-from penchant.errors import DataError, TrainingError
+from penchant.errors import BackboneError, DataError, TrainingError
 
 KINDS = {
     "lora": AdapterSettings(r=2, alpha=6),
@@ -151,10 +151,10 @@ def test_learns_each_users_own_rule(tiny, label_base):
         assert logits.argmax(1).tolist() == expected
 
 
-def test_cached_lower_activations_change_next_to_nothing(tiny, any_base, tmp_path):
+def test_lower_activations_are_computed_once_and_change_next_to_nothing(tiny, any_base, tmp_path):
     answers, base, tokenizer = any_base
     users, adapter = make_users(tiny, answers, (4, 4)), AdapterSettings(r=2, layers=1)
-    computed = tiny.fit(tiny.make_fitter(base, tokenizer, adapter), users)
+    whole = tiny.fit(tiny.make_fitter(base, tokenizer, adapter, cut=False), users)
     fitter = tiny.make_fitter(base, tokenizer, adapter, cache=tmp_path)
     calls = []
     compute = fitter.reader._compute
@@ -162,7 +162,26 @@ def test_cached_lower_activations_change_next_to_nothing(tiny, any_base, tmp_pat
     cached = tiny.fit(fitter, users)
     assert sum(calls) == len({item.key for examples in users.values() for item in fitter.reader.items(examples)})
     for user in users:
-        assert cached[user].loss == pytest.approx(computed[user].loss, rel=1e-2)
+        assert cached[user].loss == pytest.approx(whole[user].loss, rel=1e-2), "float16 in between"
+
+
+def test_an_adapter_is_the_same_whether_activations_are_kept_or_not(tiny, any_base, tmp_path):
+    answers, base, tokenizer = any_base
+    users, adapter = make_users(tiny, answers, (4, 4)), AdapterSettings(r=2, layers=1)
+    computed = tiny.fit(tiny.make_fitter(base, tokenizer, adapter), users)
+    cached = tiny.fit(tiny.make_fitter(base, tokenizer, adapter, cache=tmp_path), users)
+    for user in users:
+        tiny.assert_same(cached[user].tensors, computed[user].tensors, **EXACT)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_activations_beyond_float16_are_refused(tiny, text_base, tmp_path, cached):
+    base, tokenizer = copy.deepcopy(text_base[0]), text_base[1]
+    base.model.embed_tokens.weight *= 1e6
+    fitter = tiny.make_fitter(base, tokenizer, AdapterSettings(r=2, layers=1), cache=tmp_path if cached else None)
+    with pytest.raises(BackboneError, match="layer 2 of this base is beyond float16") as refused:
+        tiny.fit(fitter, make_users(tiny, "text"))
+    assert refused.value.where == "adapter.layers"
 
 
 def test_activations_are_kept_block_by_block_as_far_as_the_budget_goes(label_base, tmp_path):
