@@ -82,7 +82,7 @@ class FittingSettings(Settings):
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     cache_gib: float = Field(2.0, ge=0)
-    """Budget for what enters the adapted layers; without `layers` nothing is kept."""
+    """Budget for what enters the adapted layers; what is beyond it is computed each time. Without `layers` nothing is kept."""
 
 
 class PersonalSettings(Settings):
@@ -115,7 +115,7 @@ class AnswerSettings(Settings):
     rows_at_once: int = Field(64, ge=1)
     """Queries in a batch."""
     max_new_tokens: int = Field(48, ge=1)
-    """Tokens that are written to a query at most; greedily."""
+    """Tokens that are written to a query at most; greedily. With `base.max_tokens` they must fit the base's positions."""
     held_out: float = Field(0.2, gt=0, lt=1)
     """With `--on history`: the share of each history, its latest items, that is asked about instead of the queries."""
     buckets: int = Field(4, ge=2)

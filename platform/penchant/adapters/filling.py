@@ -108,6 +108,7 @@ def fill(
 
     Raises:
         DataError: Somebody's examples cannot be fitted on.
+        BackboneError: What enters the lowest adapted layer is beyond float16.
         TrainingError: A loss is not finite.
         OutputError: The store cannot be written.
     """

@@ -62,6 +62,7 @@ class AdapterFitter:
 
         Raises:
             DataError: A user has no example, or one with a target that the base does not know; before anything is computed.
+            BackboneError: What enters the lowest adapted layer is beyond float16.
             TrainingError: A user's loss is not finite.
         """
         for user, examples in users.items():

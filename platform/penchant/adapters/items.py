@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from penchant.adapters.bases import base_fingerprint, label_numbers
 from penchant.adapters.examples import Example
-from penchant.backbone.activations import ActivationCache
+from penchant.backbone.activations import BLOCK, ActivationCache, kept_rows
 from penchant.backbone.cut import lower_activations
 from penchant.backbone.loading import check_window
 from penchant.errors import DataError
@@ -126,21 +126,28 @@ class ItemReader:
         return items
 
     def fill(self, items: Sequence[Item]) -> None:
-        """Computes and keeps what enters the lowest adapted layer, as far as the cache's budget goes."""
+        """Computes and keeps what enters the lowest adapted layer, a block at a time, as far as the cache's budget goes.
+
+        Raises:
+            BackboneError: It is beyond float16.
+            OutputError: The disk is full or the cache may not be written.
+        """
         if self.cache is None:
             return
         missing = {item.key: item for item in items if item.key not in self.cache}
         ordered = sorted(missing.values(), key=lambda item: len(item.tokens))
-        if ordered:
-            self.cache.add([item.key for item in ordered], self._compute(ordered))
+        for start in range(0, len(ordered), BLOCK):
+            block = ordered[start : start + BLOCK]
+            if not self.cache.add([item.key for item in block], self._compute(block)):
+                return  # there is no room, and those after it are longer
 
     def _compute(self, items: Sequence[Item]) -> list[Tensor]:
+        """What enters the layer, float16 (T, H) for each item, whether it is kept or not: an adapter depends on no budget."""
         rows = []
         for start in range(0, len(items), _COMPUTED_AT_ONCE):
             part = items[start : start + _COMPUTED_AT_ONCE]
             hidden = lower_activations(self.base.base_model, self.lowest, self._tokens(part))
-            hidden = hidden if self.cache is None else hidden.half()
-            rows += [row[: len(item.tokens)].cpu() for row, item in zip(hidden, part, strict=True)]
+            rows += kept_rows(hidden, [len(item.tokens) for item in part], layer=self.lowest, where="adapter.layers")
         return rows
 
     def _tokens(self, items: Sequence[Item]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from penchant.backbone.tokens import Text, tokenise
 from penchant.errors import BackboneError
 from penchant.storage import default_cache_folder
 
-_BLOCK = 256
+BLOCK = 256
 """Texts in a block: what an interruption can lose."""
 
 
@@ -95,6 +95,26 @@ class ActivationCache:
         return rows
 
 
+def kept_rows(hidden_BTH: Tensor, lengths: Sequence[int], *, layer: int, where: str) -> list[Tensor]:
+    """Each text's own activations as they are kept and read: float16 (T, H) in main memory, without padding.
+
+    Args:
+        lengths: Tokens of each text, which stand first in its row.
+        where: The setting that says which layer it is.
+
+    Raises:
+        BackboneError: One is beyond float16.
+    """
+    rows = [row[:length].half().cpu() for row, length in zip(hidden_BTH, lengths, strict=True)]
+    if not all(bool(row.isfinite().all()) for row in rows):
+        raise BackboneError(
+            f"What enters layer {layer} of this base is beyond float16, in which it is kept.",
+            where=where,
+            fix="Let other layers be adapted, or take another base.",
+        )
+    return rows
+
+
 def activation_folder(settings: BackboneSettings, layer: int) -> Path:
     """Where the activations that enter a layer are kept, in the cache folder."""
     return default_cache_folder() / "activations" / f"{cache_name(settings)}-layer-{layer}"
@@ -126,8 +146,8 @@ class ActivationReader:
             return len(texts)
         missing = {key: text for text in texts if (key := text_key(text)) not in self.cache}
         ordered = sorted(missing, key=lambda key: sum(map(len, missing[key])))
-        for start in range(0, len(ordered), _BLOCK):
-            block = ordered[start : start + _BLOCK]
+        for start in range(0, len(ordered), BLOCK):
+            block = ordered[start : start + BLOCK]
             if not self.cache.add(block, self._compute([missing[key] for key in block])):
                 return len(ordered) - start
             on_progress(start + len(block), len(ordered))
@@ -140,14 +160,8 @@ class ActivationReader:
                 self.model.device
             )
             hidden = lower_activations(self.model, self.layer, tokens)
-            lengths = tokens["attention_mask"].sum(1)
-            rows += [row[:length].half().cpu() for row, length in zip(hidden, lengths, strict=True)]
-        if not all(bool(row.isfinite().all()) for row in rows):
-            raise BackboneError(
-                f"What enters layer {self.layer} of this base is beyond float16, in which it is kept.",
-                where="experts.layers",
-                fix="Let experts sit in other layers, or take another base.",
-            )
+            lengths = tokens["attention_mask"].sum(1).tolist()
+            rows += kept_rows(hidden, lengths, layer=self.layer, where="experts.layers")
         return rows
 
     def batch(self, texts: Sequence[Text]) -> tuple[dict[str, Tensor], Tensor]:

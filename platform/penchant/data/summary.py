@@ -21,6 +21,9 @@ class DataSummary:
     """Known groups of users; 0 where none are given."""
     prompts: int
     responses: int
+    repeated_texts: int
+    """Responses whose prompt and text stand under another id before. In the graph each id is a node of its own, so choices of
+    such a text are spread over them; a new user's are known by the text, and all go to the node of the last id."""
     comparisons: dict[str, int]
     """By split."""
     comparisons_per_user: dict[str, float]
@@ -49,6 +52,7 @@ def summarise(dataset: PreferenceDataset) -> DataSummary:
         groups=len(dataset.group_names),
         prompts=len(dataset.prompt_ids),
         responses=len(dataset.response_ids),
+        repeated_texts=len(dataset.response_ids) - len(_texts(dataset)),
         comparisons={name: int((comparisons.split == code).sum()) for code, name in enumerate(SPLITS)},
         comparisons_per_user={
             "minimum": float(per_user.min()) if len(per_user) else 0.0,
@@ -59,6 +63,10 @@ def summarise(dataset: PreferenceDataset) -> DataSummary:
         disagreement=_disagreement(comparisons.chosen, comparisons.rejected),
         controversial=None if marked is None else float(marked.mean()),
     )
+
+
+def _texts(dataset: PreferenceDataset) -> set[tuple[str, str]]:
+    return {(dataset.prompts[prompt], text) for prompt, text in zip(dataset.prompt_of_response, dataset.responses, strict=True)}
 
 
 def _disagreement(chosen: np.ndarray, rejected: np.ndarray) -> float | None:

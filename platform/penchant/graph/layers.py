@@ -121,7 +121,11 @@ class LightGcnLayer(PreferenceLayer):
 
 
 class SageLayer(PreferenceLayer):
-    """GraphSAGE's mean aggregator (arXiv 1706.02216, algorithm 1), one weight matrix for each sign."""
+    """GraphSAGE's mean aggregator (arXiv 1706.02216, algorithm 1), one weight matrix for each sign.
+
+    The algorithm brings every node to length 1 after each round (its line 7); here only the last user embedding is, by whoever
+    reads it. Kept so: what was measured was measured without.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
@@ -151,7 +155,12 @@ class SageLayer(PreferenceLayer):
 
 
 class GatLayer(PreferenceLayer):
-    """Graph attention (arXiv 1710.10903, eq. 3), one head for each sign: a softmax over a node's edges of that sign.
+    """Graph attention (arXiv 1710.10903, after eq. 3), one head for each sign: a softmax over a node's edges of that sign.
+
+    Two things are not as in the paper. Its logit reads both ends projected, `a . [W h_i || W h_j]`; here the receiver is read as
+    it is, `a . [h_i || W h_j]`, which can say the same (`a' = W^T a`) but is learnt otherwise. And its softmax counts the node
+    itself among its neighbours; here the node comes in beside the softmax, by a map of its own. Kept so: what was measured was
+    measured so.
 
     Users find their softmax on their own worker. A response's edges are spread over workers, which exchange the largest
     logit, the denominator and the numerator.

@@ -7,12 +7,13 @@ layer of self-attention over the pairs, their mean. A user, seen or new, is `m`:
 
 Here a comparison is explained from the user's others alone, or the encoder would be told the answer.
 
-Shapes: M comparisons that are read of a user, P of all users of a batch, T distinct texts of these, L latent.
+Shapes: M comparisons that are read of a user, C some of them, P of all users of a batch, T distinct texts of these, L latent.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ from penchant.methods.method import Choices, Method, Shapes
 from penchant.reward.config import HeadSettings
 
 _USERS_AT_ONCE = 256
+_WEIGHTS_AT_ONCE = 2**22
+"""Attention weights that are held at once, of all users together: 16 MiB, and as much again for each step of the softmax."""
 
 
 class VPLSettings(Settings):
@@ -86,14 +89,25 @@ class VPL(Method):
         read_PH = as_chosen_TH.index_select(0, place_2P[0]) + as_rejected_TH.index_select(0, place_2P[1]) + self.read_pair.bias
         pair_NML = read_PH.new_zeros(*row_NM.shape, self.settings.latent)
         pair_NML[there_NM] = self.pair(read_PH)
-        weight_NMM = self.query(pair_NML) @ self.key(pair_NML).transpose(1, 2) / math.sqrt(self.settings.latent)
-        # Not to minus infinity: a line without any comparison would become nan, in its gradient too.
-        weight_NMM = weight_NMM.masked_fill(~there_NM[:, None], -1e9).softmax(-1)
-        heard_NML = (weight_NMM @ self.value(pair_NML)) * there_NM[..., None]
         count_N1 = there_NM.sum(1, keepdim=True)
-        heard_NL = heard_NML.sum(1) / count_N1.clamp(min=1)
+        heard_NL = self._hear(pair_NML, there_NM) / count_N1.clamp(min=1)
         any_N1 = (count_N1 > 0).float()
         return self.mean(heard_NL) * any_N1, self.log_variance(heard_NL).clamp(-10, 10) * any_N1
+
+    def _hear(self, pair_NML: Tensor, there_NM: Tensor) -> Tensor:
+        """What the pairs of a line hear of each other, summed over those that are there: (N, L).
+
+        A pair hears on its own, so some are done after the others: all weights of somebody with 30,000 would take 3.6 GB.
+        """
+        key_NLM, value_NML = self.key(pair_NML).transpose(1, 2), self.value(pair_NML)
+        size = max(1, _WEIGHTS_AT_ONCE // max(1, there_NM.numel()))
+        heard_NL = pair_NML.new_zeros(len(pair_NML), self.settings.latent)
+        for query_NCL, there_NC in zip(self.query(pair_NML).split(size, dim=1), there_NM.split(size, dim=1), strict=True):
+            weight_NCM = query_NCL @ key_NLM / math.sqrt(self.settings.latent)
+            # Not to minus infinity: a line without any comparison would become nan, in its gradient too.
+            weight_NCM = weight_NCM.masked_fill(~there_NM[:, None], -1e9).softmax(-1)
+            heard_NL = heard_NL + ((weight_NCM @ value_NML) * there_NC[..., None]).sum(1)
+        return heard_NL
 
     def posterior(self, choices: Choices, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (N, L) of the users of these comparisons, from some of their others."""
@@ -121,11 +135,25 @@ class VPL(Method):
     def new_vectors(self, choices: Choices) -> Tensor:
         """See `Method.new_vectors`."""
         order, start = choices.by_user()
-        means = []
-        for users in torch.arange(choices.num_users, device=choices.user.device).split(_USERS_AT_ONCE):
-            most = max(1, int((start[users + 1] - start[users]).max()))
+        count_U = start[1:] - start[:-1]
+        mean_UL = self.mean.weight.new_zeros(choices.num_users, self.settings.latent)
+        for users, most in _batches(count_U):
             at_NM = start[users][:, None] + torch.arange(most, device=users.device)
             there_NM = at_NM < start[users + 1][:, None]
             row_NM = order[at_NM.clamp(max=max(0, len(order) - 1))] if len(order) else torch.zeros_like(at_NM)
-            means.append(self.encode(choices, row_NM, there_NM)[0])
-        return torch.cat(means)
+            mean_UL[users] = self.encode(choices, row_NM, there_NM)[0]
+        return mean_UL
+
+
+def _batches(count_U: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Users who are encoded together, and the most comparisons that one of them has, at least 1.
+
+    Those who have the most come first, each beside others like them, so that few lines are padding.
+    """
+    users = count_U.argsort(descending=True, stable=True)
+    start = 0
+    while start < len(users):
+        most = max(1, int(count_U[users[start]]))
+        stop = start + min(_USERS_AT_ONCE, max(1, _WEIGHTS_AT_ONCE // most**2))
+        yield users[start:stop], most
+        start = stop

@@ -5,9 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from penchant.adapters.config import FittingSettings, LampSettings, PersonalSettings, TaskBaseSettings
-from penchant.adapters.variants import kinds_study
-from penchant.errors import BackboneError
+from penchant.adapters.config import (
+    AdapterSettings,
+    AnswerSettings,
+    FittingSettings,
+    LampSettings,
+    PersonalSettings,
+    TaskBaseSettings,
+    TaskStageSettings,
+)
+from penchant.adapters.variants import kinds_study, table_rows
+from penchant.errors import BackboneError, ConfigError
 from penchant.runtime.training import adapter_stage, lamp_run
 from penchant.runtime.training.config import WorkerSettings
 from penchant.runtime.training.lamp_run import LampRun
@@ -72,3 +80,48 @@ def test_what_the_base_cannot_do_is_told_before_task_bases_are_fitted(tiny, plan
     run = LampRun(planted_tasks["LaMP_3"], settings, kinds_study(settings), tmp_path / "out", WorkerSettings())
     with pytest.raises(BackboneError, match="does not go with a decoder's label head"):
         run.fit()
+
+
+@pytest.fixture
+def writing_run(tiny, planted_tasks, tmp_path, monkeypatch):
+    """Makes runs over a base of 48 positions that writes, whose questions have 32 tokens at most."""
+    base, tokenizer = tiny.make_base("text", torch.float32)
+    base.config.max_position_embeddings = 48
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(lamp_run, "_share", lambda: (0, 1))
+    monkeypatch.setattr(lamp_run, "prepare_worker", lambda config: "cpu")
+    fitted = []
+    monkeypatch.setattr(lamp_run, "run_stage", lambda loop, config, **named: (fitted.append(named["name"]), loop(config)))
+
+    def make(rows, written, **adapter):
+        settings = LampSettings(
+            base=TaskBaseSettings(name=str(tmp_path / "base"), answers="text", max_tokens=32),
+            adapter=AdapterSettings(**adapter),
+            task=TaskStageSettings(fitting=FittingSettings(epochs=1)),
+            answers=AnswerSettings(max_new_tokens=written),
+        )
+        return LampRun(planted_tasks["LaMP_4"], settings, table_rows(rows, settings), tmp_path / "out", WorkerSettings())
+
+    return make, fitted
+
+
+def test_an_answer_that_the_base_has_no_positions_for_is_told_before_anything_is_fitted(writing_run):
+    make, fitted = writing_run
+    with pytest.raises(ConfigError, match="49 tokens do not fit the base: it has 48 positions") as refused:
+        make([], 17).fit()
+    assert refused.value.where == "base.max_tokens + answers.max_new_tokens"
+    with pytest.raises(ConfigError, match="49 tokens") as refused:
+        make(["oppu"], 12, kind="prompt_tuning", virtual_tokens=5).fit()
+    assert refused.value.where == "base.max_tokens + adapter.virtual_tokens + answers.max_new_tokens"
+    assert not fitted
+
+
+def test_longer_answers_are_told_where_task_bases_are_there(writing_run):
+    make, fitted = writing_run
+    make([], 16).fit()
+    assert len(fitted) == 1
+    make([], 16).fit()
+    with pytest.raises(ConfigError, match="49 tokens do not fit"):
+        make([], 17).fit()
+    assert len(fitted) == 1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from penchant.data import PreferenceDataset
 from penchant.data.dataset import drop_repeats, find_problems, read_tables
+from penchant.data.summary import summarise
 from penchant.errors import DataError
 
 
@@ -269,3 +270,15 @@ def test_split_and_cohort_select_rows(planted):
     assert total == len(dataset.comparisons)
     assert not dataset.seen[dataset.select(cohort="unseen").user].any()
     assert np.isin(dataset.select(split=("train", "valid")).split, [0, 1]).all()
+
+
+def test_texts_under_several_ids_are_counted():
+    tables = good_tables()
+    assert summarise(PreferenceDataset.from_tables(**tables)).repeated_texts == 0
+    tables["responses"] = with_value(tables["responses"], "response", 2, "One.")
+    assert summarise(PreferenceDataset.from_tables(**tables)).repeated_texts == 0, "an answer to another prompt"
+    for row, text in ((1, "One."), (3, "One.")):
+        tables["responses"] = with_value(tables["responses"], "response", row, text)
+    dataset = PreferenceDataset.from_tables(**tables)
+    assert summarise(dataset).repeated_texts == 2
+    assert not dataset.warnings

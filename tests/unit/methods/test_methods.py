@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from penchant.errors import ConfigError
 from penchant.methods.method import Choices, Shapes
@@ -279,6 +280,42 @@ def test_vpl_of_nothing_is_the_prior(world):
     vectors = method.new_vectors(Choices(**(vars(choices) | nothing)))
     assert vectors.shape == (USERS, 64)
     assert not vectors.any()
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_vpl_holds_few_weights_at_once_however_much_a_user_has_chosen(monkeypatch):
+    random = np.random.default_rng(0)
+    count = random.integers(0, 20, USERS)
+    count[[3, 17]] = 500, 0
+    user = np.repeat(np.arange(USERS), count)
+    random.shuffle(user)
+    pair = np.stack([random.choice(RESPONSES, 2, replace=False) for _ in user])
+    columns = (torch.from_numpy(column) for column in (user, *pair.T))
+    choices = Choices(torch.randn(RESPONSES, FEATURES), *columns, USERS)
+    method = made("vpl", latent=6, hidden=7)[1]().eval()
+    rows_of(method)
+    order, start = choices.by_user()
+    expected = [
+        method.encode(choices, order[None, start[at] : start[at + 1]], torch.ones(1, int(count[at]), dtype=torch.bool))[0][0]
+        for at in range(USERS)
+    ]
+    monkeypatch.setattr("penchant.methods.vpl._WEIGHTS_AT_ONCE", 2**12)
+    with Largest() as largest:
+        found = method.new_vectors(choices)
+    assert largest.numbers <= 2**12
+    assert torch.allclose(found, torch.stack(expected), atol=1e-5)
+    assert not found[17].any()
 
 
 def test_a_mixture_weighs_its_kinds_by_bayes_rule(world):

@@ -36,7 +36,9 @@ from penchant.adapters.tasks.slices import On, ask_about_history, fitted_history
 from penchant.adapters.variants import Variant, check_answers
 from penchant.adapters.writing import ModelWriter
 from penchant.artifacts import fingerprint, read_json, write_json
+from penchant.backbone.config import BackboneSettings
 from penchant.backbone.grouped import GroupedModel
+from penchant.backbone.loading import check_window, read_config
 from penchant.data.lamp import LampData, find_task
 from penchant.errors import DataError, OutputError
 from penchant.runtime.training.adapter_stage import PROGRESS, fit_adapters
@@ -88,6 +90,7 @@ class LampRun:
 
         Raises:
             OutputError: A task base in the folder was fitted on other examples, or with other settings.
+            ConfigError: The base has no positions for a question with its answer; before anything is fitted.
             DataError, BackboneError, ArtifactError, TrainingError: As `fit_task_base` and `fit_adapters`.
         """
         self._fit_bases({row.prompts.name: row.prompts for row in self.rows})
@@ -101,8 +104,19 @@ class LampRun:
         """Tells what the task bases will not do, being of this kind, before hours are spent on fitting them."""
         base, tokenizer = load_task_base(self.settings.base)
         ItemReader(base, tokenizer, max_tokens=self.settings.base.max_tokens)
+        self._check_room(base.config)
         for adapter in (self.settings.task.adapter, *(row.adapter for row in self.rows if row.adapter is not None)):
             peft_config(adapter, base, self.settings.base.name)
+
+    def _check_room(self, config: Any) -> None:
+        """Whether a base of this config has positions for a question, what an adapter puts before it, and the answer."""
+        tokens, where = self.settings.base.max_tokens, "base.max_tokens"
+        tuned = [row.adapter for row in self.rows if row.adapter is not None and row.adapter.kind == "prompt_tuning"]
+        if tuned:
+            tokens, where = tokens + max(adapter.virtual_tokens for adapter in tuned), f"{where} + adapter.virtual_tokens"
+        if self.settings.base.answers == "text":
+            tokens, where = tokens + self.settings.answers.max_new_tokens, f"{where} + answers.max_new_tokens"
+        check_window(config, tokens, where=where)
 
     def _fit_bases(self, formats: Mapping[str, PromptSettings]) -> None:
         missing = {}
@@ -121,18 +135,20 @@ class LampRun:
                     where=str(self.out / name),
                     fix="Choose another folder with --out.",
                 )
-        if missing:
-            self._check_base()
-            settings = PersonalSettings(
-                base=self.settings.base, adapter=self.settings.task.adapter, fitting=self.settings.task.fitting
-            )
-            config = {
-                "out": str(self.out),
-                "missing": missing,
-                "settings": settings.model_dump(mode="json"),
-                "log": str(self.log),
-            }
-            self._run(_base_loop, "bases", config, len(missing))
+        if not missing:  # a task base has the positions of the base that it was fitted over
+            self._check_room(read_config(BackboneSettings(name=str(self.out / next(iter(formats)) / "base"))))
+            return
+        self._check_base()
+        settings = PersonalSettings(
+            base=self.settings.base, adapter=self.settings.task.adapter, fitting=self.settings.task.fitting
+        )
+        config = {
+            "out": str(self.out),
+            "missing": missing,
+            "settings": settings.model_dump(mode="json"),
+            "log": str(self.log),
+        }
+        self._run(_base_loop, "bases", config, len(missing))
 
     def _task_examples(self, prompts: PromptSettings) -> list[Example]:
         builder = self._builder(prompts)
