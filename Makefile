@@ -59,11 +59,18 @@ study: $(STAMP)  ## Run the fits that runs/study lacks (hours) and write docs/re
 	$(BIN)/penchant study study/frozen.yaml --page docs/results.md $(STUDY_DATA)
 
 .PHONY: docs
-docs: $(STAMP)  ## Build the documentation, strictly: build/docs/index.html
+docs: reference  ## Build the documentation, strictly: build/docs/index.html
+	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs build/docs
+
+.PHONY: linkcheck
+linkcheck: reference  ## Follow the documentation's links to other sites; needs a network
+	$(BIN)/sphinx-build -q --fresh-env -b linkcheck docs build/links
+
+.PHONY: reference
+reference: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/sphinx-apidoc -q --force --remove-old --no-toc --templatedir docs/templates -o docs/reference \
 		platform/penchant '*/migrations' '*/__main__.py'
-	$(BIN)/sphinx-build -q -W --keep-going --fresh-env docs build/docs
 
 .PHONY: clean
 clean:  ## Remove the environment and what tools left

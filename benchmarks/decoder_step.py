@@ -4,7 +4,8 @@
     python benchmarks/decoder_step.py --shape 8b --peak 989  # on a GPU; --peak: its data sheet's dense bfloat16 TFLOP/s
 
 Forward and backward through the base with MoLE at every linear map, plain LoRA of the same active rank beside it as the peer,
-with and without recomputation. Operations are counted as 4 a parameter and token (6 less the frozen weights' gradients), and
+with and without recomputation. The loss is the mean square of the last hidden states, in place of the reward loss: the passes
+through the base are the same. Operations are counted as 4 a parameter and token (6 less the frozen weights' gradients), and
 2 more with recomputation not counted, so that the share of the peak is of useful work. The share is of what the machine's best
 large matrix product does in the same run, and of the data sheet's figure where one is given.
 """

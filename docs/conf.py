@@ -1,4 +1,7 @@
-"""How Sphinx builds this folder: `make docs`. Nothing is fetched, neither while building nor by a reader's browser."""
+"""How Sphinx builds this folder: `make docs`. Nothing is fetched, neither while building nor by a reader's browser.
+
+`make linkcheck` follows links to other sites, with the same configuration; it needs a network.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ highlight_language = "none"  # where a block does not say its own
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"
+
+# `make linkcheck`. A heading of a page on GitHub is put there by a script, so its anchor is not in what is fetched.
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/"]
 
 # The reference: a page for each package, which `sphinx-apidoc` makes, from the docstrings of its modules.
 autodoc_member_order = "bysource"

@@ -3,7 +3,8 @@
 A user's embedding is `e_u = e_0 + o_u`, a generic one that all share and an offset of their own (P-RLHF, example 2). Here it
 enters through the two-term head, as Penchant's does; the papers put it in front of the language model's input. Training explains
 each choice twice, by the user's own embedding and by the generic one: `a l(e_u) + (1 - a) l(e_0)` (P-RLHF, the P-DPO objective),
-so that `e_0` serves whom nothing is known of. The proxy has a row for each value of an attribute in place of each user.
+so that `e_0` serves whom nothing is known of. Fitting the offset of a new user who has comparisons is ours. The
+proxy has a row for each value of an attribute in place of each user.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from penchant.reward.config import HeadSettings
 
 
 class PenchantSettings(Settings):
-    """Penchant's own: the graph, the frozen heads, the experts. CoPL as published is a recipe of it (recipes/copl-paper.yaml)."""
+    """Penchant's own: the graph, the frozen heads, the experts. CoPL's method is a recipe of it (recipes/copl-paper.yaml)."""
 
     name: Literal["penchant"] = "penchant"
 

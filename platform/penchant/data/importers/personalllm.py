@@ -9,6 +9,7 @@ are not in the repository: here they are those of the train rows. There a user h
 
 `copl`: what CoPL's authors make of it (repository ml-postech/CoPL, data/datagen_plm.py): four of the models, scores as they
 are, responses 5, 6 and 7, only pairs on which the four models are not of one mind, Dirichlet of .1, and 16 comparisons a user.
+Where one of the three is over the length, the authors leave the prompt out; here the pair of the other two stays.
 """
 
 from __future__ import annotations

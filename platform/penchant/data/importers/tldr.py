@@ -5,8 +5,9 @@ published one: train is train; valid1 and valid2, which the hub calls validation
 
 `length`: the simulated users of CoPL (arXiv 2503.01658; repository ml-postech/CoPL, data/datagen_tldr.py). Half of them prefer
 the shorter summary, half the longer. Pairs are those of the ten workers with the most rows, of summaries by supervised models
-("sup" in both policies, "ppo" in neither); a user has 8 comparisons. Two summaries of one length have no shorter one and are
-left out; the authors take one of them.
+("sup" in both policies, "ppo" in neither), and of posts alone, as there: an article has no post. The ten are counted before
+articles are left out. A user has 8 comparisons. Two summaries of one length have no shorter one and are left out; the authors
+take one of them.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class _Asked:
     """One row: two summaries of a text."""
 
     prompt: str
+    is_post: bool
+    """Whether the prompt is a post of Reddit, and not an article of CNN/Daily Mail."""
     texts: tuple[str, str]
     policies: tuple[str, str]
     choice: int
@@ -91,7 +94,8 @@ def _rows(source: str) -> Iterator[_Asked]:
                 raise DataError(f"There is no split {split!r}.", where=where, fix="It is train, valid1 or valid2.")
             texts, policies = ([text_of(summary, name, where) for summary in summaries] for name in ("text", "policy"))
             prompt = _first_text(info, ("post", "article"), where)
-            yield _Asked(prompt, (texts[0], texts[1]), (policies[0], policies[1]), choice, worker, split != "train")
+            is_post = info.get("post") is not None
+            yield _Asked(prompt, is_post, (texts[0], texts[1]), (policies[0], policies[1]), choice, worker, split != "train")
 
 
 def _first_text(info: dict[str, Any], names: tuple[str, ...], where: str) -> str:
@@ -122,12 +126,13 @@ def _import_workers(source: str, out: Path, seed: int) -> str:
 
 def _import_length(source: str, out: Path, simulation: Simulation) -> str:
     responses, left_out = Responses(), Counter[str]()
-    pairs, workers, is_test = [], [], []
+    pairs, workers, is_test, is_post = [], [], [], []
     for asked in _rows(source):
         if all("sup" in policy and "ppo" not in policy for policy in asked.policies):
             pairs.append((responses.row(asked.prompt, asked.texts[0]), responses.row(asked.prompt, asked.texts[1])))
             workers.append(asked.worker)
             is_test.append(asked.is_test)
+            is_post.append(asked.is_post)
         else:
             left_out["of other policies than supervised ones"] += 1
     test_P = np.array(is_test, dtype=bool)
@@ -135,10 +140,12 @@ def _import_length(source: str, out: Path, simulation: Simulation) -> str:
     top = sorted(rows, key=lambda worker: (-rows[worker], worker))[:TOP_WORKERS]
     by_top = np.isin(np.array(workers, dtype=str), top)
     left_out["of other workers than the ten"] = int((~by_top).sum())
-    pair_P2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)[by_top]
+    eligible = by_top & np.array(is_post, dtype=bool)
+    left_out["of articles, not of posts"] = int((by_top & ~eligible).sum())
+    pair_P2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)[eligible]
     kept = distinct_pairs([(int(one), int(other)) for one, other in pair_P2])
     left_out["with a blank text, or again"] = len(pair_P2) - len(kept)
-    pair_P2, test_P = pair_P2[kept], test_P[by_top][kept]
+    pair_P2, test_P = pair_P2[kept], test_P[eligible][kept]
     table, prompt_R = pair_texts(responses)
     length_R = np.asarray(pc.utf8_length(table["response"])).astype(np.int64)
     length_P2 = length_R[pair_P2]

@@ -67,6 +67,28 @@ def test_simulated_users_prefer_the_shorter_or_the_longer(tmp_path, write_rows, 
         assert said in words
 
 
+def test_simulated_users_are_asked_about_posts_alone(tmp_path, write_rows, chosen_texts):
+    articles = [
+        row(n, split=split, info={"site": "cnn", "article": f"News {n}", "post": None})
+        for split in ("train", "valid2")
+        for n in range(4)
+    ]
+    rows = [row(number) for number in range(12)] + [row(number, split="valid2") for number in range(100, 105)]
+    words = import_tldr(str(write_rows("batch.jsonl", rows + articles)), tmp_path / "out", setting="length", simulation=SMALL)
+    assert {prompt.split()[0] for _, prompt, _, _ in chosen_texts(read_tables(tmp_path / "out"))} == {"Post"}
+    assert "8 of articles, not of posts" in words
+
+
+def test_articles_count_for_who_is_among_the_ten(tmp_path, write_rows):
+    # The authors' code drops rows without a post after it has chosen the ten. "articles" has three rows, each other two.
+    rows = [row(10 * worker + n, worker=f"w{worker:02d}") for worker in range(10) for n in range(2)]
+    rows += [row(900 + n, worker="articles", info={"article": f"News {n}", "post": None}) for n in range(3)]
+    rows += [row(number, split="valid2", worker="w00") for number in range(1000, 1005)]
+    words = import_tldr(str(write_rows("batch.jsonl", rows)), tmp_path / "out", setting="length", simulation=SMALL)
+    assert "2 of other workers than the ten" in words
+    assert "3 of articles, not of posts" in words
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
