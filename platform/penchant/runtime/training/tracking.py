@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from penchant.errors import ConfigError
@@ -25,6 +25,7 @@ from penchant.runtime.training.progress import Record
 from penchant.runtime.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+TrackerT = TypeVar("TrackerT")
 
 _EXPERIMENT = "penchant"
 _BOOKKEEPING = {"done", "total", "note", "candidate", "step"}
@@ -57,23 +58,25 @@ class Tracker:
         if "step" in record:
             curve = "/".join([self.stage, *([plain_name(record["candidate"])] if "candidate" in record else [])])
             values = numbers({name: value for name, value in record.items() if name not in _BOOKKEEPING})
-            self._each(lambda sink: sink.write(curve, record["step"], values))
+            tell_each(self.sinks, lambda sink: sink.write(curve, record["step"], values))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Adds final figures, which may be nested."""
-        self._each(lambda sink: sink.write(self.stage, 0, numbers(values)))
+        tell_each(self.sinks, lambda sink: sink.write(self.stage, 0, numbers(values)))
 
     def close(self) -> None:
         """Sends what is left."""
-        self._each(lambda sink: sink.close())
+        tell_each(self.sinks, lambda sink: sink.close())
 
-    def _each(self, work: Callable[[Sink], None]) -> None:
-        for name, sink in list(self.sinks.items()):
-            try:
-                work(sink)
-            except Exception as error:  # whatever a package raises, the run goes on
-                del self.sinks[name]
-                log.warning("tracking.%s: %s; the run goes on without it", name, type(error).__name__)
+
+def tell_each(trackers: dict[str, TrackerT], work: Callable[[TrackerT], None], *, tracked: str = "the run") -> None:
+    """Does the work with each tracker. One that fails is taken out of `trackers`, with a warning: what is tracked goes on."""
+    for name, tracker in list(trackers.items()):
+        try:
+            work(tracker)
+        except Exception as error:  # whatever a package raises
+            del trackers[name]
+            log.warning("tracking.%s: %s; %s goes on without it", name, type(error).__name__, tracked)
 
 
 def check_tracking(settings: TrackingSettings) -> None:

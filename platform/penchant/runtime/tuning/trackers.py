@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,9 @@ from ray.tune.experiment import Trial
 
 from penchant.artifacts import read_json
 from penchant.runtime.training.config import TrackingSettings
-from penchant.runtime.training.tracking import numbers, plain_name, tune_callbacks
+from penchant.runtime.training.tracking import numbers, plain_name, tell_each, tune_callbacks
 from penchant.runtime.tuning.journal import LOOK
 from penchant.storage import MirroredFolder
-
-log = logging.getLogger(__name__)
 
 RUN = "run.json"
 """Of a sweep's folder: what it is a sweep of, and with what it is tracked."""
@@ -77,12 +74,7 @@ class TrialTrackers(tune.Callback):
         self._each(lambda to: to.on_experiment_end(trials=trials, **info))
 
     def _each(self, work: Callable[[Any], None]) -> None:
-        for name, callback in list(self._callbacks.items()):
-            try:
-                work(callback)
-            except Exception as error:  # whatever a package raises, the sweep goes on
-                del self._callbacks[name]
-                log.warning("%s: %s; the sweep goes on without it", name, type(error).__name__)
+        tell_each(self._callbacks, work, tracked="the sweep")
 
 
 class _Shown:
