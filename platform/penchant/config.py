@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeGuard, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from penchant.errors import ConfigError
 
@@ -22,6 +22,23 @@ class Settings(BaseModel):
     """Base of every settings model: unknown keys are refused and instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    preset_key: ClassVar[str | None] = None
+    """The setting that may name a preset."""
+
+    @classmethod
+    def preset(cls, chosen: Any) -> dict[str, Any]:
+        """Values that lie beneath those given, where `preset_key` is `chosen`; none but where a model has presets."""
+        return {}
+
+    @classmethod
+    def with_preset(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values laid over those of the preset that they name."""
+        return _laid_over(cls, cls.preset(values.get(cls.preset_key or "")), values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_over_preset(cls, values: Any) -> Any:
+        return cls.with_preset(values) if cls.preset_key and isinstance(values, Mapping) else values
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -38,7 +55,8 @@ def load_settings(
     """Builds a settings model from a YAML file (or plain values) and `key.sub=value` overrides; overrides win.
 
     Settings that go by name, as `graph.candidates`, are those alone that the file or the values give. An override of one of them
-    leaves the others, the default ones where none are given; `*` in the place of the name stands for all of them.
+    leaves the others, the default ones where none are given; `*` in the place of the name stands for all of them. A preset that
+    the settings name is beneath them all.
 
     Args:
         values: They stay as they are.
@@ -49,8 +67,13 @@ def load_settings(
         ConfigError: The file is missing or is not a YAML mapping, a key is unknown, or a value has the wrong type.
     """
     values = read_yaml(Path(path)) if path is not None else copy.deepcopy(values or {})
-    for override in overrides:
+    choosing = [override for override in overrides if override.partition("=")[0].partition(".")[0] == model.preset_key]
+    for override in choosing:
         _apply_override(model, values, override)
+    values = model.with_preset(values)
+    for override in overrides:
+        if override not in choosing:
+            _apply_override(model, values, override)
     for key, value in (given or {}).items():
         if value is not None:
             _set(values, key.split("."), value, where=f"{key}={value}")
@@ -139,6 +162,17 @@ def _each_named(named: dict[str, Any], parts: list[str], at: int, *, where: str)
         add = f"Or add it whole: {group}.{name}={{...}}."
         raise ConfigError(f"There is no {name!r} in {group}.", where=where, fix=f"{_meant(name, list(named))} {add}")
     return [parts]
+
+
+def _laid_over(model: type[BaseModel], beneath: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values over others, group by group; settings that go by name are those alone of the values, where these have any."""
+    laid = dict(beneath)
+    for key, value in values.items():
+        field, below = model.model_fields.get(key), laid.get(key)
+        if field is not None and _is_settings(field.annotation) and isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = _laid_over(field.annotation, below, value)
+        laid[key] = value
+    return laid
 
 
 def _is_settings(kind: Any) -> TypeGuard[type[Settings]]:

@@ -25,7 +25,10 @@ SETTINGS = {
     "sage": {"layer": "sage"},
     "gat": {"layer": "gat", "response_init": "id+text", "user_init": "id"},
     "mixture": {"layer": "mixture", "num_layers": 1},
+    "batches": {"response_init": "id", "user_init": "id"},
 }
+OPTIMIZATION = {"batches": {"supervision_share": 0.0, "batch_size": 70, "num_epochs": 100, "embedding_l2": 0.01}}
+"""Of those that are not trained as the others."""
 
 
 def make_trainer(name: str, dtype: torch.dtype) -> GraphTrainer:
@@ -45,7 +48,7 @@ def make_trainer(name: str, dtype: torch.dtype) -> GraphTrainer:
     )  # fmt: skip
     settings = CandidateSettings(
         encoder=EncoderSettings(**({"dim": 6, "num_layers": 2} | SETTINGS[name])),
-        optimization=OptimizationSettings(edge_dropout=0.1),
+        optimization=OptimizationSettings(edge_dropout=0.1, **OPTIMIZATION.get(name, {})),
     )
     return GraphTrainer(settings, train_shard, valid_shard, features=features, collective=collective, seed=4, dtype=dtype)
 

@@ -70,9 +70,9 @@ def test_mistakes_name_the_key(tmp_path, text, overrides, said):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("method.kinds=2", "'method.name' is missing. Say which it is: penchant, uniform, "),
+        ("method.kinds=2", "'method.name' is missing. Say which it is: penchant, copl, uniform, "),
         ("method.name=lor", "method.name: there is no 'lor'. Did you mean 'lore'?"),
-        ("method.name=nobody", "method.name: there is no 'nobody'. Known here: penchant, uniform, "),
+        ("method.name=nobody", "method.name: there is no 'nobody'. Known here: penchant, copl, uniform, "),
         ("method={name: vpl, latnt: 2}", "Did you mean 'latent'?"),
     ],
 )
@@ -161,3 +161,27 @@ def test_every_setting_is_described():
                 yield from undescribed(field.annotation, f"{path}{name}.")
 
     assert list(undescribed(FitSettings)) == []
+
+
+def test_a_preset_lies_beneath_what_is_given_wherever_it_is_named():
+    overrides = ["graph.candidates.published.encoder.dim=16", "experts.steps=5", "method=copl"]
+    given = load_settings(FitSettings, overrides=overrides)
+    assert given.graph.candidates["published"].encoder.dim == 16
+    assert (given.experts.steps, given.experts.num_experts, given.onboarding.kind) == (5, 8, "neighbours")
+    assert load_settings(FitSettings, values=given.model_dump(mode="json")) == given
+    assert load_settings(FitSettings, values={"method": {"name": "copl"}, "experts": {"steps": 5}}).experts == given.experts
+    assert FitSettings(method="copl", experts={"steps": 5}).experts == given.experts
+
+
+def test_candidates_that_are_given_take_the_place_of_a_presets():
+    values = {"method": "copl", "graph": {"candidates": {"own": {}}}}
+    graph = load_settings(FitSettings, values=values).graph
+    assert (list(graph.candidates), graph.folds) == (["own"], 0)
+    assert list(load_settings(FitSettings, overrides=["method=copl", "graph.candidates={own: {}}"]).graph.candidates) == ["own"]
+    with pytest.raises(ConfigError, match="Did you mean 'published'"):
+        load_settings(FitSettings, overrides=["graph.candidates.publishd.encoder.dim=16", "method=copl"])
+
+
+def test_without_a_preset_nothing_lies_beneath():
+    assert load_settings(FitSettings, overrides=["method=penchant"]) == FitSettings()
+    assert FitSettings.preset("vpl") == {}

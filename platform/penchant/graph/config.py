@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -47,14 +48,27 @@ class EncoderSettings(Settings):
 
 
 class OptimizationSettings(Settings):
-    """How the encoder is trained: full-batch steps, the best checkpoint by validation."""
+    """How the encoder is trained: steps over the whole graph, the best checkpoint by validation.
+
+    Settings that came later are left out of what is written where they are the default: it is the same as before them.
+    """
 
     max_steps: int = Field(180, ge=1)
     """Steps at most; each is one propagation over the whole graph and one update."""
+    batch_size: int | None = Field(None, ge=1, exclude_if=lambda size: size is None)
+    """Comparisons that a step scores, over all workers, about so many: an epoch is cut at random. By default it scores all."""
+    num_epochs: int | None = Field(None, ge=1, exclude_if=lambda epochs: epochs is None)
+    """Passes over the comparisons at most, with a look at the validation comparisons after each, in place of `evaluate_every`."""
     learning_rate: float = Field(5e-3, gt=0)
-    """AdamW's learning rate."""
+    """AdamW's learning rate, at its highest."""
+    lr_scheduler_type: Literal["constant", "cosine"] = Field("constant", exclude_if=lambda kind: bool(kind == "constant"))
+    """`cosine`: it falls to 0 over the steps, as half a cosine."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, exclude_if=lambda ratio: bool(ratio == 0))
+    """Share of the steps over which it rises first, from 0."""
     weight_decay: float = Field(1e-4, ge=0)
     """AdamW's decay: the L2 term of the paper's loss, decoupled."""
+    embedding_l2: float = Field(0.0, ge=0, exclude_if=lambda weight: bool(weight == 0))
+    """Weight of the scored comparisons' squared embeddings in the loss: a sum beside the mean, as the authors have it."""
     supervision_share: float = Field(0.5, ge=0, lt=1)
     """Share of the comparisons that a step leaves out of message passing and scores; 0 scores what it has just aggregated."""
     edge_dropout: float = Field(0.0, ge=0, lt=1)
@@ -63,6 +77,33 @@ class OptimizationSettings(Settings):
     """Steps between looks at the validation comparisons."""
     patience: int = Field(8, ge=1)
     """Looks without a better validation accuracy before training stops."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizationSettings:
+        if self.batch_size is not None and self.supervision_share > 0:
+            raise ValueError("batch_size goes with supervision_share: 0; a step that leaves comparisons out scores those")
+        return self
+
+    def batches(self, comparisons: int) -> int:
+        """Steps in a pass over so many comparisons."""
+        return 1 if self.batch_size is None else max(1, math.ceil(comparisons / self.batch_size))
+
+    def steps(self, comparisons: int) -> int:
+        """Steps at most, for so many comparisons."""
+        return self.max_steps if self.num_epochs is None else min(self.max_steps, self.num_epochs * self.batches(comparisons))
+
+    def steps_between_looks(self, comparisons: int) -> int:
+        """Steps between looks at the validation comparisons."""
+        return self.evaluate_every if self.num_epochs is None else self.batches(comparisons)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step (from 0 on) among so many."""
+        warmup = int(self.warmup_ratio * steps)
+        if step < warmup:
+            return self.learning_rate * step / warmup
+        if self.lr_scheduler_type == "constant":
+            return self.learning_rate
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 class CandidateSettings(Settings):

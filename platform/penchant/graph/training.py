@@ -1,8 +1,8 @@
-"""Training of the graph encoder: full-batch steps, exact over any number of workers.
+"""Training of the graph encoder: steps over the whole graph, the same with any number of workers.
 
 Loss (CoPL, eq. 5): `-logsigmoid(e_u . (e_chosen - e_rejected))`, the mean over the supervised comparisons of all workers.
 Each step hides a share of the comparisons from message passing and scores those alone, as in link prediction; with a share
-of 0 it scores the comparisons that it has just aggregated, which is the published setting.
+of 0 it scores the comparisons that it has just aggregated, which is the published setting: all, or a batch of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from penchant.graph.preference_graph import Messages, PreferenceShard, messages
 from penchant.graph.sampling import fold_of, uniform
 from penchant.graph.sparse import edge_dots
 
-_SUPERVISED, _DROP_POSITIVE, _DROP_NEGATIVE = 11, 12, 13  # streams of the hash
+_SUPERVISED, _DROP_POSITIVE, _DROP_NEGATIVE, _BATCH = 11, 12, 13, 16  # streams of the hash
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class GraphEmbeddings:
     """(num_layers + 1, R, D): before the first layer and after each; the last is the response embedding."""
     response_degree: Tensor
     """(2, R): edges a response has, chosen and rejected, over all workers."""
+
+
+def count_comparisons(shard: PreferenceShard, collective: Collective) -> int:
+    """Comparisons of all workers."""
+    own = torch.tensor(float(len(shard)), dtype=torch.float64, device=shard.comparison.device)
+    return int(collective.sum(own))
 
 
 class GraphTrainer:
@@ -97,17 +103,23 @@ class GraphTrainer:
         self.optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
+        comparisons = count_comparisons(self.train, collective)
+        self.batches, self.steps = self.settings.batches(comparisons), self.settings.steps(comparisons)
+        """Steps in a pass over the comparisons, and in all."""
+        self.look_every = self.settings.steps_between_looks(comparisons)
         self.step_number = 0
         self.best_accuracy, self.best_step = -1.0, 0
         self.best_state = self._snapshot()
 
     def step(self) -> float:
-        """One update from all comparisons of all workers; returns the loss.
+        """One update from the comparisons of all workers, all or a batch; returns the loss.
 
         Raises:
             TrainingError: The loss is not finite. The last checkpoint is untouched.
         """
-        graph, supervised = self._hide_supervised()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate(self.step_number, self.steps)
+        graph, supervised = self._choose_supervised()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._loss(graph, supervised)
         loss.backward()
@@ -122,14 +134,17 @@ class GraphTrainer:
         self.step_number += 1
         return total
 
-    def _hide_supervised(self) -> tuple[Messages, Tensor]:
+    def _choose_supervised(self) -> tuple[Messages, Tensor]:
         comparison, step = self.train.comparison, self.step_number
         share, dropout = self.settings.supervision_share, self.settings.edge_dropout
         if share > 0:
             supervised = uniform(comparison, seed=self.seed, step=step, stream=_SUPERVISED) < share
             visible = ~supervised
         else:
-            supervised = visible = torch.ones_like(comparison, dtype=torch.bool)
+            visible = torch.ones_like(comparison, dtype=torch.bool)
+            epoch, batch = divmod(step, self.batches)
+            drawn = uniform(comparison, seed=self.seed, step=epoch, stream=_BATCH) if self.batches > 1 else None
+            supervised = visible if drawn is None else (drawn * self.batches).long() == batch
         kept = []
         for stream in (_DROP_POSITIVE, _DROP_NEGATIVE):
             dropped = uniform(comparison, seed=self.seed, step=step, stream=stream) < dropout if dropout else None
@@ -143,7 +158,13 @@ class GraphTrainer:
         user_UD, response_RD = self.encoder(graph, self.features)
         margin_C = edge_dots(self.train.positive, user_UD, response_RD) - edge_dots(self.train.negative, user_UD, response_RD)
         count = self.collective.sum(supervised_C.sum()).clamp(min=1)
-        return -(functional.logsigmoid(margin_C) * supervised_C).sum() / count
+        loss = -(functional.logsigmoid(margin_C) * supervised_C).sum() / count
+        if self.settings.embedding_l2:
+            size_U, size_R = user_UD.square().sum(1), response_RD.square().sum(1)
+            positive, negative = self.train.positive, self.train.negative
+            size_C = size_U[positive.user] + size_R[positive.response] + size_R[negative.response]
+            loss = loss + self.settings.embedding_l2 * (size_C * supervised_C).sum()
+        return loss
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -160,9 +181,9 @@ class GraphTrainer:
         Without validation comparisons the last step is kept.
         """
         can_choose = bool(self.collective.sum(self.valid.positive.user.new_tensor(float(len(self.valid.comparison)))) > 0)
-        while self.step_number < self.settings.max_steps and not self.exhausted:
+        while self.step_number < self.steps and not self.exhausted:
             loss = self.step()
-            if self.step_number % self.settings.evaluate_every and self.step_number < self.settings.max_steps:
+            if self.step_number % self.look_every and self.step_number < self.steps:
                 continue
             accuracy = self.validate()
             improved = accuracy > self.best_accuracy or not can_choose
@@ -174,7 +195,7 @@ class GraphTrainer:
     @property
     def exhausted(self) -> bool:
         """Whether `patience` looks have passed without a better one."""
-        return self.step_number - self.best_step >= self.settings.patience * self.settings.evaluate_every
+        return self.step_number - self.best_step >= self.settings.patience * self.look_every
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}

@@ -18,12 +18,18 @@ from penchant.reward.config import HeadSettings
 
 
 class PenchantSettings(Settings):
-    """Penchant's own: the graph, the frozen heads, the experts. CoPL's method is a recipe of it (recipes/copl-paper.yaml)."""
+    """Penchant's own: the graph, the frozen heads, the experts."""
 
     name: Literal["penchant"] = "penchant"
 
 
-METHODS: dict[str, type[Method]] = {
+class CoPLSettings(Settings):
+    """CoPL as published: the same stages, from the authors' settings in place of Penchant's (`runtime/training/copl.yaml`)."""
+
+    name: Literal["copl"] = "copl"
+
+
+METHODS: dict[str, type[Method]] = {  # each in place of the stages, where the two above are settings of these
     "uniform": Uniform,
     "i2e": I2E,
     "proxy": Proxy,
@@ -37,6 +43,7 @@ METHODS: dict[str, type[Method]] = {
 
 MethodSettings = (
     PenchantSettings
+    | CoPLSettings
     | UniformSettings
     | I2ESettings
     | ProxySettings

@@ -87,10 +87,16 @@ class ExpertSettings(Settings):
     """Share of a step's prompts whose responses are read by the shared expert alone, once for all users. Without a shared
     expert, or where a route is a user's own, there is none."""
     learning_rate: float = Field(5e-4, gt=0)
-    """AdamW's learning rate for the experts, at its highest: it rises over the first tenth of the steps, and falls to 0 over
-    the last third."""
+    """AdamW's learning rate for the experts, at its highest."""
     head_learning_rate: float = Field(2e-4, gt=0)
     """The same for the head."""
+    lr_scheduler_type: Literal["warmup_stable_decay", "cosine"] = Field(
+        "warmup_stable_decay", exclude_if=lambda kind: bool(kind == "warmup_stable_decay")
+    )
+    """`warmup_stable_decay`: both fall to 0 over the last three tenths of the steps. `cosine`: from the highest on, as half a
+    cosine."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, exclude_if=lambda ratio: bool(ratio == 0.1))
+    """Share of the steps over which both rise first."""
     weight_decay: float = Field(1e-2, ge=0)
     """AdamW's decay."""
     gradient_accumulation: int = Field(1, ge=1)

@@ -26,7 +26,8 @@ from penchant.reward.config import ExpertSettings
 from penchant.reward.experts import Answer, ExpertModel
 from penchant.reward.training import UserTable
 
-_WARM_UP, _COOL_DOWN = 0.1, 0.3
+_COOL_DOWN = 0.3
+"""Share of the steps over which the learning rate falls to 0, under `warmup_stable_decay`."""
 """Shares of the steps in which the learning rates rise, at first, and fall to 0, at last."""
 
 
@@ -159,7 +160,7 @@ class ExpertTrainer:
                         where=f"comparisons {rows[:8].tolist()}... of prompts {np.unique(self.data.prompt[rows]).tolist()}",
                         fix="Lower experts.learning_rate; the last checkpoint is intact.",
                     )
-        rate = _rate(self.step_number, settings.steps)
+        rate = learning_rate_share(settings, self.step_number)
         for name, optimizer in self.optimizers.items():
             if self.average is not None:
                 parameters = self.models[name].trainable().values()
@@ -285,6 +286,10 @@ def _optimizer(model: ExpertModel, settings: ExpertSettings) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=settings.weight_decay)
 
 
-def _rate(step: int, steps: int) -> float:
-    """Share of the highest learning rate at a step."""
-    return min(1.0, (step + 1) / max(1.0, _WARM_UP * steps), (1 - step / steps) / _COOL_DOWN)
+def learning_rate_share(settings: ExpertSettings, step: int) -> float:
+    """Share of the highest learning rate at a step, counted from 0."""
+    warmup = settings.warmup_ratio * settings.steps
+    rising = (step + 1) / max(1.0, warmup)
+    if settings.lr_scheduler_type == "warmup_stable_decay":
+        return min(1.0, rising, (1 - step / settings.steps) / _COOL_DOWN)
+    return rising if rising < 1 else 0.5 * (1 + math.cos(math.pi * max(0.0, step - warmup) / max(1.0, settings.steps - warmup)))

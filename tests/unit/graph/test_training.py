@@ -171,3 +171,67 @@ def test_without_validation_comparisons_the_last_step_is_kept(planted):
 def test_a_mixture_is_one_layer():
     with pytest.raises(ValueError, match="num_layers: 1"):
         EncoderSettings(layer="mixture")
+
+
+def batched(**values):
+    return {"supervision_share": 0.0, "batch_size": 100} | values
+
+
+def test_batches_are_an_epoch_each_comparison_once(planted):
+    graph = trainer(planted[0], ENCODERS["published"], **batched(num_epochs=2))
+    assert graph.batches == -(-len(graph.train) // 100)
+    assert graph.steps == 2 * graph.batches
+    scored = []
+    for step in range(graph.steps):
+        graph.step_number = step
+        scored.append(graph._choose_supervised()[1])
+    first, second = torch.stack(scored).split(graph.batches)
+    assert bool((first.sum(0) == 1).all())
+    assert bool((second.sum(0) == 1).all())
+    assert not torch.equal(first, second)  # another order in each epoch
+    assert all(60 < size < 140 for size in first.sum(1).tolist())
+
+
+def test_a_batch_is_scored_under_the_whole_graph(planted):
+    graph = trainer(planted[0], ENCODERS["published"], **batched())
+    passed, supervised = graph._choose_supervised()
+    assert bool(passed.positive.visible.all())
+    assert 0 < supervised.sum() < len(graph.train)
+
+
+def test_looks_come_after_each_epoch(planted):
+    graph = trainer(planted[0], ENCODERS["published"], **batched(num_epochs=3, evaluate_every=1, patience=9))
+    assert [progress.step for progress in graph.run()] == [graph.batches, 2 * graph.batches, 3 * graph.batches]
+
+
+def test_the_rate_rises_and_falls_as_half_a_cosine():
+    settings = OptimizationSettings(learning_rate=2.0, lr_scheduler_type="cosine", warmup_ratio=0.1)
+    rates = [settings.rate(step, 100) for step in range(100)]
+    assert max(rates) == rates[10] == 2.0
+    assert [rates[0], rates[5], rates[55], rates[99]] == pytest.approx([0.0, 1.0, 1.0, 0.0], abs=0.002)
+    assert {OptimizationSettings(learning_rate=2.0).rate(step, 100) for step in range(100)} == {2.0}
+
+
+def test_the_l2_term_is_the_squares_of_the_scored_comparisons(planted):
+    plain, heavy = (trainer(planted[0], ENCODERS["text"], supervision_share=0.0, embedding_l2=weight) for weight in (0.0, 0.01))
+    user, response = plain.encoder(messages(plain.train, Collective()), plain.features)
+    rows = [
+        user[plain.train.positive.user],
+        response[plain.train.positive.response.long()],
+        response[plain.train.negative.response.long()],
+    ]
+    expected = 0.01 * sum(row.square().sum() for row in rows)
+    assert heavy.step() - plain.step() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_batches_go_with_comparisons_that_stay_in_the_graph():
+    with pytest.raises(ValueError, match="supervision_share: 0"):
+        OptimizationSettings(batch_size=8)
+
+
+def test_what_came_later_is_not_written_where_it_is_the_default():
+    """Runs from before it have the same settings as those after it."""
+    assert not {"batch_size", "num_epochs", "lr_scheduler_type", "warmup_ratio", "embedding_l2"} & set(
+        OptimizationSettings().model_dump()
+    )
+    assert OptimizationSettings(**batched(num_epochs=3)).model_dump()["num_epochs"] == 3

@@ -32,6 +32,16 @@ def test_copl_has_a_route_for_each_user_and_a_linear_head(path):
     assert settings.reward.head.kind == "linear"
 
 
+def test_the_recipe_at_the_size_of_minilm_leaves_nothing_else_of_copl_than_it_says():
+    preset = load_settings(FitSettings, overrides=["method=copl"])
+    recipe = load_settings(FitSettings, ROOT / "recipes" / "copl-paper.yaml")
+    for group in ("graph", "reward", "experts", "onboarding"):
+        theirs, ours = getattr(preset, group), getattr(recipe, group)
+        changed = {key for key in type(theirs).model_fields if getattr(theirs, key) != getattr(ours, key)}
+        text = (ROOT / "recipes" / "copl-paper.yaml").read_text(encoding="utf-8")
+        assert all(f"  {key}:" in text for key in changed), changed
+
+
 def test_there_are_recipes():
     assert {path.stem for path in COPL} == {"copl-paper", "copl-gemma-2b", "copl-gemma-7b"}
     assert "mixture" in {path.stem for path in RECIPES}
@@ -57,6 +67,13 @@ def test_what_a_recipe_says_it_needs_follows_from_its_settings(path):
     reading = 2 * PARAMETERS[settings.backbone.name] * 2 * 60_917 * 512
     said = re.search(r"512 tokens: ([\d.]+) GPU hours, once", text)
     assert float(said[1]) == pytest.approx(reading / (312e12 * 0.4) / 3600, abs=0.05)
+    optimization = settings.graph.candidates["published"].optimization
+    rows, dim = 121_834 + 10_000, settings.graph.candidates["published"].encoder.dim
+    passes = optimization.steps(round(5.3 * 60_917))
+    assert f"{passes:,} steps" in text
+    work = passes * rows * 4 * 3 * 6 * dim**2
+    said = re.search(rf"= {work:.2e} in float32: ([\d.]+) GPU hours".replace("e+", "e"), text)
+    assert float(said[1]) == pytest.approx(work / (19.5e12 * 0.4) / 3600, abs=0.05)
     asked = 10 * 2 * (2 * 10_500 + 500 * len([count for count in settings.evaluation.onboarding_counts if count]))
     assert f"{asked:,} passes" in text
     judging = 2 * PARAMETERS[settings.backbone.name] * asked * 512

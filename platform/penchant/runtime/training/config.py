@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, ClassVar
+
 from pydantic import Field, model_validator
 
 from penchant.backbone.config import BackboneSettings
-from penchant.config import Settings
+from penchant.config import Settings, read_yaml
 from penchant.graph.config import GraphSettings
-from penchant.methods.registry import MethodOption, PenchantSettings
+from penchant.methods.registry import METHODS, CoPLSettings, MethodOption, PenchantSettings
 from penchant.reward.config import ExpertSettings, RewardSettings
 from penchant.scoring.config import OnboardingSettings
+
+_COPL = Path(__file__).with_name("copl.yaml")
 
 
 class WorkerSettings(Settings):
@@ -65,10 +70,12 @@ class TrackingSettings(Settings):
 class FitSettings(Settings):
     """Everything that `penchant fit` can be told: in a YAML file, or as key=value."""
 
+    preset_key: ClassVar[str | None] = "method"
+
     method: MethodOption = PenchantSettings()
-    """`penchant`, or another to compare it with, by name or with its own settings: `uniform`, `i2e`, `proxy`, `vpl`, `pal-a`,
-    `pal-b`, `lore`, `mixture`, `oracle`. Others take backbone, reward and evaluation as they are, on the frozen base and one
-    worker."""
+    """`penchant`, or another to compare it with, by name or with its own settings: `copl`, `uniform`, `i2e`, `proxy`, `vpl`,
+    `pal-a`, `pal-b`, `lore`, `mixture`, `oracle`. `copl` is the same stages, with the authors' settings beneath what else is
+    given; the others take backbone, reward and evaluation as they are, on the frozen base and one worker."""
     backbone: BackboneSettings = BackboneSettings()
     """The frozen base model and its features."""
     graph: GraphSettings = GraphSettings()
@@ -86,10 +93,21 @@ class FitSettings(Settings):
     tracking: TrackingSettings = TrackingSettings()
     """Where else learning curves go."""
 
+    @property
+    def replaces_stages(self) -> bool:
+        """Whether the method is one by itself: no graph, no experts, no bundle."""
+        return self.method.name in METHODS
+
+    @classmethod
+    def preset(cls, chosen: Any) -> dict[str, Any]:
+        """See `Settings.preset`: the authors' settings for `copl`."""
+        name = chosen.get("name") if isinstance(chosen, dict) else getattr(chosen, "name", chosen)
+        return read_yaml(_COPL) if name == CoPLSettings().name else {}
+
     @model_validator(mode="after")
     def _check(self) -> FitSettings:
         others = [name for name, candidate in self.graph.candidates.items() if not candidate.encoder.inductive]
-        if self.onboarding.kind == "forward" and others and self.method.name == "penchant":
+        if self.onboarding.kind == "forward" and others and not self.replaces_stages:
             raise ValueError(
                 f"onboarding.kind: forward needs encoders with user_init: shared and response_init: text or id+text, and"
                 f" candidate {others[0]!r} is none"

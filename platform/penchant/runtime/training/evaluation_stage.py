@@ -54,7 +54,7 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
         DataError: There is no test comparison. It is raised before anything is run.
     """
     check_judged(stages.dataset)
-    if stages.is_method:
+    if stages.settings.replaces_stages:
         return evaluate_method(stages, bayes_accuracy=bayes_accuracy)
     dataset, settings = stages.dataset, stages.settings.evaluation
     graph, reward = stages.fit_graph(), stages.fit_reward()
@@ -184,7 +184,7 @@ def _purity(dataset: PreferenceDataset, users: EmbeddedUsers) -> dict[str, float
 def _notes(stages: Stages, *, has_oracle: bool) -> list[str]:
     dataset, settings = stages.dataset, stages.settings
     notes = [str(warning) for warning in dataset.warnings]
-    if settings.reward.head.kind == "linear" and not settings.experts.num_experts and not stages.is_method:
+    if settings.reward.head.kind == "linear" and not settings.experts.num_experts and not settings.replaces_stages:
         notes.append("A linear head knows users by their experts alone, and there are none: the personalised head sees no user.")
     backbone = settings.backbone
     cut = sum(len(prompt) > backbone.prompt_characters for prompt in dataset.prompts)

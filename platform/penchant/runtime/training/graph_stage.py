@@ -13,7 +13,7 @@ from penchant.artifacts import read_json, read_tensors, replace_folder, write_js
 from penchant.graph.collectives import current
 from penchant.graph.config import CandidateSettings, GraphSettings
 from penchant.graph.preference_graph import user_range
-from penchant.graph.training import GraphTrainer
+from penchant.graph.training import GraphTrainer, count_comparisons
 from penchant.runtime.training.checkpoints import Checkpointer
 from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import open_log
@@ -32,7 +32,8 @@ def graph_loop(config: dict[str, Any]) -> None:
     features = prepared.features().float() if uses_text else None
     saved = checkpointer.load()
     first = int(saved[0]["candidate"]) if saved else 0
-    total = sum(candidate.optimization.max_steps for candidate in settings.candidates.values())
+    comparisons = count_comparisons(train.to(device), collective)
+    total = sum(candidate.optimization.steps(comparisons) for candidate in settings.candidates.values())
     behind = 0
     for number, (name, candidate) in enumerate(settings.candidates.items()):
         if number >= first:
@@ -63,7 +64,7 @@ def graph_loop(config: dict[str, Any]) -> None:
                     checkpointer.save(state, step=progress.step, candidate=name)
             with adding_to(join(config["out"], name)) as folder:
                 _write_candidate(folder, trainer, settings.folds, time.monotonic() - started)
-        behind += candidate.optimization.max_steps
+        behind += candidate.optimization.steps(comparisons)
     if collective.rank == 0:
         log.write(done=total, total=total, note="")
 

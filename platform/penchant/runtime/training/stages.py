@@ -89,7 +89,7 @@ class Stages:
         check_tracking(settings.tracking)
         FeatureExtractor(settings.backbone).check()
         self.attribute = read_attribute(dataset, settings.method)
-        if settings.experts.num_experts and not self.is_method:
+        if settings.experts.num_experts and not settings.replaces_stages:
             check_experts(outline(settings.backbone), settings.experts, num_users=int(dataset.seen.sum()))
         source = Path(settings.backbone.name)
         if not is_remote(settings.backbone.name) and source.is_dir():
@@ -98,11 +98,6 @@ class Stages:
             self.settings = settings = settings.model_copy(update={"backbone": backbone})
         self.run = RunFolder(out, dataset.fingerprint, settings)
 
-    @property
-    def is_method(self) -> bool:
-        """Whether the run is of another method than Penchant's."""
-        return self.settings.method.name != "penchant"
-
     def fit(self) -> dict[str, Any]:
         """Everything up to the evaluation; returns the summaries of the heads' or the method's training.
 
@@ -110,7 +105,7 @@ class Stages:
             DataError: There is no test comparison to evaluate it by.
         """
         check_judged(self.dataset)
-        return {"method": self.fit_method()} if self.is_method else self.fit_reward()
+        return {"method": self.fit_method()} if self.settings.replaces_stages else self.fit_reward()
 
     def prepare(self) -> Prepared:
         """The data set in integer codes, with the features of its texts."""
@@ -139,7 +134,7 @@ class Stages:
         Raises:
             ConfigError: The run is of a method that has no graph.
         """
-        if self.is_method:
+        if self.settings.replaces_stages:
             raise ConfigError(
                 f"Method {self.settings.method.name} has no graph stage, no experts and no bundle.",
                 where="method",

@@ -51,7 +51,7 @@ def stage_of(space: Space, base: FitSettings) -> Stage:
 
 
 def _check_stage(space: Space, base: FitSettings, *, where: str) -> None:
-    if base.method.name != "penchant":
+    if base.replaces_stages:
         raise ConfigError(
             f"A sweep is over Penchant's own settings, not over those of method {base.method.name}.",
             where=where,
