@@ -55,7 +55,7 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 	$(BIN)/python benchmarks/graph_scale.py --users $(CURVE)
 
 .PHONY: study
-study: $(STAMP)  ## Run the fits that runs/study lacks (hours) and write docs/results.md; STUDY_DATA="--data alpaca-p4=FOLDER ..."
+study: $(STAMP)  ## Run the fits that runs/study lacks (hours) and write docs/results.md and .json; STUDY_DATA="--data alpaca-p4=FOLDER ..."
 	$(BIN)/penchant study study/frozen.yaml --page docs/results.md $(STUDY_DATA)
 
 .PHONY: docs

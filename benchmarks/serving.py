@@ -17,7 +17,8 @@ import torch
 from _report import report
 from _service import Load, Service, ask, parser, run_clients
 
-from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+from penchant.data.choices import TextComparison
+from penchant.scoring.model import PersonalisedRewardModel
 
 
 def questions(model: PersonalisedRewardModel) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
@@ -17,6 +18,8 @@ from sphinx.util.logging import getLogger
 
 import penchant.runtime.serving.application  # noqa: F401 - autodoc rewrites BaseModel's annotations; so its models come first
 from penchant import __version__
+from penchant.runtime.study.page import write_plots
+from penchant.runtime.study.results import read_results
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -87,8 +90,24 @@ def show_block(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def draw_plots(app: Sphinx, problem: Exception | None) -> None:
+    """The plots of every study whose numbers are here: plots/NAME.html."""
+    for path in sorted(Path(app.srcdir).glob("results*.json")):
+        if problem is None and app.builder.format == "html":
+            write_plots(read_results(path), Path(app.outdir, "plots", f"{path.stem}.html"))
+
+
+def link_plots(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """A study's tables say where its plots are, which there are in the built documentation alone."""
+    if Path(app.srcdir, f"{page}.json").is_file():
+        before, heading, after = context["body"].partition("</h1>")
+        context["body"] = f'{before}{heading}\n<p><a href="plots/{page}.html">The same as plots</a></p>{after}'
+
+
 def setup(app: Sphinx) -> None:
-    """Docstrings in Google's style; formulas as MathML, which browsers show by themselves."""
+    """Docstrings in Google's style; formulas as MathML, which browsers show by themselves; the studies' plots."""
+    app.connect("html-page-context", link_plots)
+    app.connect("build-finished", draw_plots)
     app.connect("autodoc-process-docstring", read_sections)
     app.connect("doctree-read", name_exactly)
     app.add_html_math_renderer("mathml", inline_renderers=(show_inline, None), block_renderers=(show_block, None))

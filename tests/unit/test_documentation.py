@@ -17,6 +17,8 @@ from penchant.config import load_settings
 from penchant.errors import ConfigError
 from penchant.runtime.jobs.settings import ScoreJob, load_job
 from penchant.runtime.serving.config import ServiceSettings
+from penchant.runtime.study.page import write_tables
+from penchant.runtime.study.results import read_results
 from penchant.runtime.training.config import FitSettings
 
 ROOT = Path(__file__).parents[2]
@@ -194,3 +196,9 @@ def test_the_checks_see_what_they_look_for():
     assert is_setting(ServiceSettings, ["generator", "vllm", "adapters_uri"])
     assert is_setting(FitSettings, ["graph", "candidates", "*", "encoder", "dim"])
     assert not is_setting(FitSettings, ["graph", "candidates", "*", "dim"])
+
+
+@pytest.mark.parametrize("name", ["results", "results-experts"])
+def test_a_studys_page_is_drawn_from_its_numbers(name, tmp_path):
+    write_tables(read_results(ROOT / "docs" / f"{name}.json"), tmp_path / "drawn.md")
+    assert (tmp_path / "drawn.md").read_text(encoding="utf-8") == (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")

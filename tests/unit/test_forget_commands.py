@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 from penchant.adapters.store import AdapterStore
 from penchant.artifacts import Manifest, list_files
 from penchant.cli import app
+from penchant.data.choices import TextComparison
 from penchant.errors import ArtifactError, ConfigError, DataError, OutputError, StoreError
 from penchant.scoring.bundle import read_bundle
-from penchant.store import Choice, UserStore
+from penchant.store import UserStore
 from penchant.store import store as store_module
 
-CHOICE = Choice("Explain tides.", "The moon pulls.", "Ha!")
+CHOICE = TextComparison("Explain tides.", "The moon pulls.", "Ha!")
 
 
 @pytest.fixture
@@ -162,9 +163,9 @@ def test_prune_deletes_what_is_too_old(tmp_path, monkeypatch):
     long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=40)
     with monkeypatch.context() as past:
         past.setattr(store_module, "now", lambda: long_ago)
-        store.add("default", "ana", [CHOICE, Choice("Why?", "Because.", "Ha!")])
+        store.add("default", "ana", [CHOICE, TextComparison("Why?", "Because.", "Ha!")])
         store.add("acme", "bob", [CHOICE])
-    store.add("default", "ana", [Choice("When?", "Now.", "Ha!")])
+    store.add("default", "ana", [TextComparison("When?", "Now.", "Ha!")])
     assert "Deleted: 0 comparisons" in run("store", "prune", "--older-than", "41", "--store", url)
     said = run("store", "prune", "--older-than", "39", "--store", url)
     assert "Deleted: 3 comparisons" in said

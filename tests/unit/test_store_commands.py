@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from penchant.cli import app
 from penchant.cli.serve import without_password
 from penchant.data import PreferenceDataset
+from penchant.data.choices import TextComparison
 from penchant.data.split import split_dataset
 from penchant.errors import ConfigError, DataError, OutputError
-from penchant.store import Choice, UserStore
+from penchant.store import UserStore
 
 
 @pytest.fixture
@@ -73,10 +74,10 @@ def test_a_server_without_its_driver_says_what_to_install(monkeypatch):
 def test_what_was_learnt_online_becomes_a_data_set_that_can_be_fitted_on(url, tmp_path):
     store = UserStore.open(url)
     for number in range(6):
-        choices = [Choice(f"Prompt {prompt}.", "The one.", f"Another {number}.") for prompt in range(5)]
+        choices = [TextComparison(f"Prompt {prompt}.", "The one.", f"Another {number}.") for prompt in range(5)]
         store.add("default", f"user-{number}", choices)
-    store.add("other", "user-0", [Choice("Prompt 0.", "The one.", "Another 0.")])
-    store.add("default", "user-0", [Choice("Prompt 0.", "Yes", "Yes ")])  # as the service took it once
+    store.add("other", "user-0", [TextComparison("Prompt 0.", "The one.", "Another 0.")])
+    store.add("default", "user-0", [TextComparison("Prompt 0.", "Yes", "Yes ")])  # as the service took it once
     said = run("data", "export", str(tmp_path / "online"), "--store", url, "--tenant", "default")
     assert "30 comparisons of 6 users" in said
     assert "Left out: 1 " in said

@@ -42,7 +42,8 @@ def study(
         penchant study study/frozen.yaml --data alpaca-p4=data/alpaca-p4 --part methods
     """
     from penchant.config import load_settings
-    from penchant.runtime.study.page import write_results
+    from penchant.runtime.study.page import write_plots, write_tables
+    from penchant.runtime.study.results import gather, write_results
     from penchant.runtime.study.running import StudyRun
     from penchant.runtime.study.settings import StudySettings
 
@@ -53,11 +54,14 @@ def study(
         return
     failed = run.run(console, parts=part or [], seeds=seed or [], address=address, keep=keep, at_once=at_once)
     given = "".join(f" --data {name}=..." for name in run.data if name not in run.study.planted)
-    write_results(run, page, command=f"penchant study {file}{given}")
+    results, numbers, plots = gather(run, f"penchant study {file}{given}"), page.with_suffix(".json"), out / "results.html"
+    write_results(results, numbers)
+    write_tables(results, page)
+    write_plots(results, plots)
     if failed:
         words = "1 fit failed" if len(failed) == 1 else f"{len(failed)} fits failed, the first"
         raise TrainingError(f"{words}: {failed[0]}", where="study", fix="Run it again: what is done stays.")
-    console.print(f"Tables: {page}\nPlots: {out / 'results.html'}", markup=False, soft_wrap=True)
+    console.print(f"Tables: {page}\nNumbers: {numbers}\nPlots: {plots}", markup=False, soft_wrap=True)
 
 
 def _folder(given: str) -> tuple[str, Path]:

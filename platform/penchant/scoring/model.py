@@ -21,6 +21,7 @@ from penchant.artifacts import Manifest
 from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.features import FeatureExtractor, cache_name
 from penchant.backbone.tokens import Text
+from penchant.data.choices import TextComparison, latest_comparisons
 from penchant.errors import ArtifactError, DataError
 from penchant.graph.inductive import embed_responses
 from penchant.scoring.bundle import BundleParts, read_bundle
@@ -40,15 +41,6 @@ _USERS_READY = 16_384
 
 Personalisation = Literal["seen", "onboarded", "unknown"]
 """How an answer was personalised; `unknown` means not at all: the uniform score."""
-
-
-@dataclass(frozen=True)
-class TextComparison:
-    """One choice of a user: `chosen` over `rejected`, two responses to `prompt`. Any text."""
-
-    prompt: str
-    chosen: str
-    rejected: str
 
 
 @dataclass(frozen=True)
@@ -239,7 +231,7 @@ class PersonalisedRewardModel:
                 raise DataError("There is no comparison of this user.", where=user, fix="Give at least one.")
             for position, choice in enumerate(choices):
                 _check_choice(choice, where=f"user {user}, comparison {position}")
-            for choice in _latest(choices):
+            for choice in latest_comparisons(choices):
                 columns[0].append(number)
                 for column, response in zip(columns[1:], (choice.chosen, choice.rejected), strict=True):
                     column.append(rows.setdefault((choice.prompt, response), len(rows)))
@@ -336,12 +328,6 @@ class PersonalisedRewardModel:
         layers[:, inside] = parts.response_layers[:, known[inside]]
         degree[:, inside] = parts.response_degree[:, known[inside]]
         return layers, degree
-
-
-def _latest(choices: Sequence[TextComparison]) -> list[TextComparison]:
-    """The last choice of each pair, in order."""
-    latest = {(choice.prompt, frozenset((choice.chosen, choice.rejected))): row for row, choice in enumerate(choices)}
-    return [choices[row] for row in sorted(latest.values())]
 
 
 def _check_choice(choice: TextComparison, *, where: str) -> None:

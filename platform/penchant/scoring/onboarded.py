@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from penchant.artifacts import read_json, refuse_uri, write_json
+from penchant.data.choices import TextComparison
 from penchant.errors import ArtifactError, DataError
-from penchant.scoring.model import TextComparison
 from penchant.scoring.rows import check_texts, is_text
 from penchant.storage import Location, local_copy
 

@@ -1,7 +1,6 @@
 """The user store of the online service: who chose what, what follows from it, and who may ask."""
 
 from penchant.store.records import (
-    Choice,
     Counts,
     ExportedComparison,
     KeyRecord,
@@ -11,10 +10,9 @@ from penchant.store.records import (
     UserRecord,
 )
 from penchant.store.store import UserStore
-from penchant.store.values import latest_choices
+from penchant.store.values import kept_comparisons
 
 __all__ = [
-    "Choice",
     "Counts",
     "ExportedComparison",
     "KeyRecord",
@@ -23,5 +21,5 @@ __all__ = [
     "StoredComparison",
     "UserRecord",
     "UserStore",
-    "latest_choices",
+    "kept_comparisons",
 ]

@@ -10,21 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from penchant.data.choices import TextComparison
+
 Scope = Literal["score", "onboard", "admin"]
 """What a key allows."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One choice of a user: `chosen` over `rejected`, two responses to `prompt`."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-
-
-@dataclass(frozen=True)
-class StoredComparison(Choice):
+class StoredComparison(TextComparison):
     """A choice, and when it was stored."""
 
     created: datetime

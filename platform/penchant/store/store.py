@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, false, func, insert, select, union, update
 
+from penchant.data.choices import TextComparison
 from penchant.errors import DataError
 from penchant.store.database import Database
 from penchant.store.keys import KeyStore
-from penchant.store.records import Choice, Counts, ExportedComparison, Receipt, StoredComparison, UserRecord
+from penchant.store.records import Counts, ExportedComparison, Receipt, StoredComparison, UserRecord
 from penchant.store.retention import prune
 from penchant.store.schema import upgrade
 from penchant.store.tables import access_keys, comparisons, embeddings, now, receipts, users
@@ -92,7 +93,9 @@ class UserStore(KeyStore):
         with self._database.reading() as connection:
             return {by_key[key] for key in connection.execute(found).scalars()}
 
-    def add(self, tenant: str, user: str, comparisons: Sequence[Choice], *, idempotency_key: str | None = None) -> Receipt:
+    def add(
+        self, tenant: str, user: str, comparisons: Sequence[TextComparison], *, idempotency_key: str | None = None
+    ) -> Receipt:
         """Stores comparisons of a user, all or none.
 
         Args:
@@ -229,7 +232,7 @@ class UserStore(KeyStore):
                 yield ExportedComparison(*row)
 
 
-def _append(connection: Connection, user_key: bytes, choices: Sequence[Choice]) -> int:
+def _append(connection: Connection, user_key: bytes, choices: Sequence[TextComparison]) -> int:
     """Appends comparisons in their order, and returns the id of the last."""
     rows = [
         {

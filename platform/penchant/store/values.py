@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 
+from penchant.data.choices import TextComparison, latest_comparisons
 from penchant.errors import DataError
-from penchant.store.records import Choice
 
 
 def check_text(text: object, field: str) -> None:
@@ -35,7 +35,7 @@ def check_user(tenant: str, user: str) -> None:
     check_text(user, "user")
 
 
-def check_choices(choices: Sequence[Choice]) -> None:
+def check_choices(choices: Sequence[TextComparison]) -> None:
     """Refuses an empty list, and texts that the database cannot hold."""
     if not choices:
         raise DataError("There is no comparison.", where="comparisons", fix="Give at least one.")
@@ -49,23 +49,23 @@ def digest(*parts: str) -> bytes:
     return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
-def pair_digest(choice: Choice) -> bytes:
+def pair_digest(choice: TextComparison) -> bytes:
     """The same for a choice and for its reverse."""
     return digest(choice.prompt, *sorted((choice.chosen, choice.rejected)))
 
 
-def latest_choices(choices: Sequence[Choice], *, limit: int) -> list[Choice]:
+def kept_comparisons(choices: Sequence[TextComparison], *, limit: int) -> list[TextComparison]:
     """What `UserStore.comparisons` gives once these are stored in this order: of the latest on each pair the newest `limit`.
 
     Raises:
         DataError: A text that cannot be held.
     """
     check_choices(choices)
-    latest = {pair_digest(choice): row for row, choice in enumerate(choices)}
-    return [choices[row] for row in sorted(latest.values(), reverse=True)[:limit]][::-1]
+    latest = latest_comparisons(choices)
+    return latest[max(0, len(latest) - limit) :]
 
 
-def body_digest(user: str, choices: Sequence[Choice]) -> bytes:
+def body_digest(user: str, choices: Sequence[TextComparison]) -> bytes:
     """Of a whole request, as canonical JSON: tells a repeated request from another with the same idempotency key."""
     body = [user, [[choice.prompt, choice.chosen, choice.rejected] for choice in choices]]
     return hashlib.sha256(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()).digest()

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from penchant.data.answers import PlantedAnswers
+from penchant.data.choices import TextComparison
 from penchant.data.planted import PlantedWorld, tastes
 from penchant.evaluation.evaluate import Evaluator
 from penchant.evaluation.figures import question_curves
 from penchant.evaluation.questions import Interview, answers_needed, compare_questions
 from penchant.evaluation.report import question_sentence, write_report
 from penchant.reward.config import HeadSettings
-from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+from penchant.scoring.model import PersonalisedRewardModel
 
 FEW = {"answers": 5, "draws": 2, "resamples": 30}
 

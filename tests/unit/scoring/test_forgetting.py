@@ -7,11 +7,12 @@ import torch
 
 import penchant.artifacts as artifacts
 from penchant.artifacts import Manifest, list_files
+from penchant.data.choices import TextComparison
 from penchant.errors import ArtifactError, DataError, OutputError
 from penchant.graph.neighbours import NeighbourIndex
 from penchant.scoring.bundle import read_bundle, write_bundle
 from penchant.scoring.forgetting import forget_users
-from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+from penchant.scoring.model import PersonalisedRewardModel
 
 
 @pytest.fixture

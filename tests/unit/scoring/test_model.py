@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from penchant.artifacts import write_json
+from penchant.data.choices import TextComparison
 from penchant.errors import ArtifactError, DataError
-from penchant.scoring.model import Asking, PersonalisedRewardModel, TextComparison
+from penchant.scoring.model import Asking, PersonalisedRewardModel
 from penchant.scoring.onboarded import read_choices, read_onboarded, write_onboarded
 from penchant.scoring.onboarding import Comparisons
 

@@ -13,7 +13,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from penchant.store import Choice, UserStore
+from penchant.data.choices import TextComparison
+from penchant.store import UserStore
 
 PASSWORD = "hunter2-is-nobodys-business"
 
@@ -123,7 +124,7 @@ def store(request, tmp_path):
 def choice():
     """Makes choices that differ."""
 
-    def make(number: int = 0) -> Choice:
-        return Choice(f"prompt {number}", f"chosen {number}", f"rejected {number}")
+    def make(number: int = 0) -> TextComparison:
+        return TextComparison(f"prompt {number}", f"chosen {number}", f"rejected {number}")
 
     return make

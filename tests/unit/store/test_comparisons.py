@@ -5,8 +5,9 @@ import datetime
 import numpy as np
 import pytest
 
+from penchant.data.choices import TextComparison
 from penchant.errors import DataError
-from penchant.store import Choice, Counts, Receipt, UserRecord, latest_choices, tables
+from penchant.store import Counts, Receipt, UserRecord, kept_comparisons, tables
 
 ODD = [
     "'; DROP TABLE users; --",
@@ -41,7 +42,7 @@ def test_receipts_and_records(store, choice):
     assert before <= record.created < record.updated <= after
     assert record.created.tzinfo is datetime.UTC
     stored = store.comparisons("acme", "ana", limit=10)
-    assert [Choice(row.prompt, row.chosen, row.rejected) for row in stored] == [choice(1), choice(2), choice(3)]
+    assert [TextComparison(row.prompt, row.chosen, row.rejected) for row in stored] == [choice(1), choice(2), choice(3)]
     assert all(before <= row.created <= after and row.created.tzinfo is datetime.UTC for row in stored)
     assert store.counts() == Counts(1, 3)
 
@@ -62,7 +63,7 @@ def test_the_newest_count(store, choice):
 
 
 def test_of_one_pair_the_latest_choice_counts(store):
-    once, reverse, other = Choice("p", "a", "b"), Choice("p", "b", "a"), Choice("q", "a", "b")
+    once, reverse, other = TextComparison("p", "a", "b"), TextComparison("p", "b", "a"), TextComparison("q", "a", "b")
     store.add("acme", "ana", [once, other])
     store.add("acme", "bob", [once])
     store.add("acme", "ana", [reverse])
@@ -77,16 +78,17 @@ def test_of_one_pair_the_latest_choice_counts(store):
 def test_what_will_be_stored_is_known_before(store, limit):
     random = np.random.default_rng(limit)
     choices = [
-        Choice(f"p{prompt}", *(("a", "b") if forth else ("b", "a"))) for prompt, forth in random.integers((4, 2), size=(12, 2))
+        TextComparison(f"p{prompt}", *(("a", "b") if forth else ("b", "a")))
+        for prompt, forth in random.integers((4, 2), size=(12, 2))
     ]
     for start in range(0, 12, 4):
         store.add("acme", "ana", choices[start : start + 4])
-        stored = [Choice(row.prompt, row.chosen, row.rejected) for row in store.comparisons("acme", "ana", limit=limit)]
-        assert latest_choices(choices[: start + 4], limit=limit) == stored
+        stored = [TextComparison(row.prompt, row.chosen, row.rejected) for row in store.comparisons("acme", "ana", limit=limit)]
+        assert kept_comparisons(choices[: start + 4], limit=limit) == stored
 
 
 def test_digests_do_not_take_one_pair_for_another(store):
-    store.add("acme", "ana", [Choice("p", "a b", "c"), Choice("p a", "b", "c"), Choice("p", "a", "b c")])
+    store.add("acme", "ana", [TextComparison("p", "a b", "c"), TextComparison("p a", "b", "c"), TextComparison("p", "a", "b c")])
     assert len(store.comparisons("acme", "ana", limit=9)) == 3
 
 
@@ -104,7 +106,7 @@ def test_tenants_and_users_are_apart(store, choice):
 
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
 def test_any_text_comes_back_as_it_was(store, text):
-    receipt = store.add(text, text, [Choice(text, text + "1", text + "2")], idempotency_key=text)
+    receipt = store.add(text, text, [TextComparison(text, text + "1", text + "2")], idempotency_key=text)
     store.save_embedding(text, text, version=receipt.version, bundle=text, embedding=np.zeros(2, np.float32))
     (row,) = store.comparisons(text, text, limit=1)
     assert (row.prompt, row.chosen, row.rejected) == (text, text + "1", text + "2")
@@ -118,13 +120,13 @@ def test_any_text_comes_back_as_it_was(store, text):
 
 @pytest.mark.parametrize("text", ["a\0b", "half \ud83d", None, 3], ids=["nul", "surrogate", "none", "number"])
 def test_what_no_database_can_hold_is_refused(store, text):
-    good = Choice("p", "a", "b")
+    good = TextComparison("p", "a", "b")
     attempts = {
         "tenant": lambda: store.add(text, "ana", [good]),
         "user": lambda: store.user("acme", text),
-        "comparisons[1].prompt": lambda: store.add("acme", "ana", [good, Choice(text, "a", "b")]),
-        "comparisons[0].chosen": lambda: store.add("acme", "ana", [Choice("p", text, "b")]),
-        "comparisons[0].rejected": lambda: store.add("acme", "ana", [Choice("p", "a", text)]),
+        "comparisons[1].prompt": lambda: store.add("acme", "ana", [good, TextComparison(text, "a", "b")]),
+        "comparisons[0].chosen": lambda: store.add("acme", "ana", [TextComparison("p", text, "b")]),
+        "comparisons[0].rejected": lambda: store.add("acme", "ana", [TextComparison("p", "a", text)]),
         "bundle": lambda: store.save_embedding("acme", "ana", version=1, bundle=text, embedding=np.zeros(2, np.float32)),
         "name": lambda: store.create_key("acme", ["score"], name=text),
     }

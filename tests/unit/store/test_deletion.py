@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
+from penchant.data.choices import TextComparison
 from penchant.errors import DataError
-from penchant.store import Choice, Counts, UserStore, engines, tables
+from penchant.store import Counts, UserStore, engines, tables
 
 DERIVED = (tables.comparisons, tables.embeddings, tables.receipts)
 
@@ -122,7 +123,7 @@ def test_deleted_bytes_are_gone_from_sqlite(tmp_path):
     for number in range(60):
         user = f"name-{draw.randrange(12)}-of-somebody"
         tokens.setdefault(user, {user})
-        choices = [Choice(text(user), text(user), text(user)) for _ in range(draw.choice([1, 3]))]
+        choices = [TextComparison(text(user), text(user), text(user)) for _ in range(draw.choice([1, 3]))]
         store.add("acme", user, choices, idempotency_key=str(number) if number % 2 else None)
     gone, kept = sorted(tokens)[:6], sorted(tokens)[6:]
     for number, user in enumerate(gone):
@@ -136,7 +137,7 @@ def test_deleted_bytes_are_gone_from_sqlite(tmp_path):
 
 def test_forgetting_does_not_wait_for_somebody_who_reads(tmp_path, choice):
     store = UserStore.open(f"sqlite:///{tmp_path}/users.db")
-    secret = Choice("the-prompt-of-ana", "a", "b")
+    secret = TextComparison("the-prompt-of-ana", "a", "b")
     store.add("acme", "ana", [secret])
     store.add("acme", "bob", [choice(number) for number in range(2000)])
     reading = store.export()

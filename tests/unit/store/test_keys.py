@@ -4,8 +4,8 @@ import datetime
 
 import pytest
 
+from penchant.data.choices import TextComparison
 from penchant.errors import DataError
-from penchant.store import Choice
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -83,8 +83,8 @@ def test_an_instant_needs_a_time_zone(store):
 def test_tenants_are_those_of_users_and_of_keys(store):
     assert store.tenants() == []
     store.create_key("zoo", ["score"])
-    store.add("acme", "ana", [Choice("p", "a", "b")])
-    store.add("zoo", "ana", [Choice("p", "a", "b")])
+    store.add("acme", "ana", [TextComparison("p", "a", "b")])
+    store.add("zoo", "ana", [TextComparison("p", "a", "b")])
     assert store.tenants() == ["acme", "zoo"]
     store.forget("acme", "ana", remember=True)
     assert store.tenants() == ["zoo"]

@@ -19,13 +19,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import make_url, text
 
+from penchant.data.choices import TextComparison
 from penchant.errors import ConfigError, OutputError, StoreError
-from penchant.store import Choice, UserStore, engines
+from penchant.store import UserStore, engines
 from penchant.store.schema import VERSION_TABLE
 from penchant.store.tables import metadata
 
 PASSWORD = "hunter2-is-nobodys-business"
-CHOICES = [Choice("a prompt that is nobody's business", "a", "b")]
+CHOICES = [TextComparison("a prompt that is nobody's business", "a", "b")]
 
 
 def run(store, statement):
@@ -234,7 +235,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     store = UserStore.open(f"sqlite:///{tmp_path}/users.db")
     store.add("acme", "ana", CHOICES)
     with pytest.raises(StoreError, match="disk is full; nothing was stored") as caught:
-        store.add("acme", "ana", [*CHOICES, Choice("p", "a" * 200_000, "b")])
+        store.add("acme", "ana", [*CHOICES, TextComparison("p", "a" * 200_000, "b")])
     assert "aaa" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert store.user("acme", "ana").comparisons == len(list(store.export())) == 1

@@ -8,8 +8,9 @@ from threading import Barrier
 
 import pytest
 
+from penchant.data.choices import TextComparison
 from penchant.errors import DataError
-from penchant.store import Choice, UserStore
+from penchant.store import UserStore
 
 WRITERS = 8
 # Forked: a new interpreter would import for longer than these tests take. No store is open in the tests that do so.
@@ -37,7 +38,7 @@ def test_threads_writing_to_one_user(store):
     def write(writer):
         receipts = []
         for number in range(10):
-            choices = [Choice(f"{writer} {number} {part}", "a", "b") for part in range(2)]
+            choices = [TextComparison(f"{writer} {number} {part}", "a", "b") for part in range(2)]
             receipts.append(store.add("acme", "ana", choices))
         return receipts
 
@@ -59,7 +60,7 @@ def test_threads_writing_deleting_and_reading(store):
     """Whatever comes first, the count of a user is the number of their rows."""
 
     def write():
-        return [store.add("acme", "ana", [Choice(f"p{number}", "a", "b")]) for number in range(15)]
+        return [store.add("acme", "ana", [TextComparison(f"p{number}", "a", "b")]) for number in range(15)]
 
     def forget():
         return sum(store.forget("acme", "ana", remember=True) for _ in range(10))
@@ -70,7 +71,7 @@ def test_threads_writing_deleting_and_reading(store):
     def read():
         return [(store.user("acme", "ana"), store.counts(), list(store.export())) for _ in range(10)]
 
-    store.add("acme", "bob", [Choice("p", "a", "b")])
+    store.add("acme", "bob", [TextComparison("p", "a", "b")])
     one, two, deleted, pruned, _ = done = at_once(write, write, forget, prune, read)
     assert [result for result in done if isinstance(result, Exception)] == []
     assert sum(pruned) == 0
@@ -140,7 +141,7 @@ def test_a_writer_that_is_killed(url):
     """What was acknowledged is there, once; what was not may be sent again."""
 
     def request(number):
-        return [Choice(f"{number} {part}", "a", "b") for part in range(3)]
+        return [TextComparison(f"{number} {part}", "a", "b") for part in range(3)]
 
     def write(first, told):
         store = UserStore.open(url)

@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from penchant import __version__
+from penchant.data.choices import TextComparison
 from penchant.runtime.serving.chat.endpoint import add_chat
 from penchant.runtime.serving.config import ServiceSettings
 from penchant.runtime.serving.failures import Refusal, handle_failures
@@ -35,7 +36,6 @@ from penchant.runtime.serving.schemas import (
     check_user,
 )
 from penchant.runtime.serving.service import Service
-from penchant.scoring.model import TextComparison
 from penchant.scoring.questions import NoQuestions
 from penchant.store import KeyRecord, Scope
 

@@ -26,6 +26,7 @@ from penchant.adapters.config import TaskBaseSettings
 from penchant.adapters.store import AdapterStore
 from penchant.artifacts import Manifest
 from penchant.config import validate_settings
+from penchant.data.choices import TextComparison
 from penchant.errors import ArtifactError, ConfigError
 from penchant.runtime.serving.api import make_app
 from penchant.runtime.serving.chat.engine import GenerationEngine
@@ -37,7 +38,7 @@ from penchant.runtime.serving.handles import CanaryScorer, GeneratorHandle, Scor
 from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import NoScorer, Scorer, Service
 from penchant.runtime.serving.turn import Turn
-from penchant.scoring.model import PersonalisedRewardModel, TextComparison
+from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.questions import Question
 from penchant.storage import local_copy
 from penchant.store import UserStore

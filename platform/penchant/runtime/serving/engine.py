@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from penchant.data.choices import TextComparison
 from penchant.errors import ArtifactError
-from penchant.scoring.model import Asking, Personalisation, PersonalisedRewardModel, ResolvedUser, TextComparison
+from penchant.scoring.model import Asking, Personalisation, PersonalisedRewardModel, ResolvedUser
 from penchant.scoring.questions import Question
 
 

@@ -14,11 +14,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from penchant.data.choices import TextComparison
 from penchant.errors import PenchantError
 from penchant.runtime.serving.chat.events import Event, GenerationRequest
 from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest
 from penchant.runtime.serving.service import Busy, Scorer, Unavailable
-from penchant.scoring.model import TextComparison
 from penchant.scoring.questions import Question
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from penchant.data.choices import TextComparison
 from penchant.errors import PenchantError, StoreError
 from penchant.runtime.serving.chat.events import Ended, Event, GenerationRequest, Generator, Started
 from penchant.runtime.serving.config import ServiceSettings
 from penchant.runtime.serving.engine import Knowledge, Onboarding, Place, ScoreAnswer, ScoreRequest
 from penchant.runtime.serving.measures import Measures
-from penchant.scoring.model import Personalisation, TextComparison
+from penchant.scoring.model import Personalisation
 from penchant.scoring.questions import Question
-from penchant.store import Choice, KeyRecord, UserRecord, UserStore, latest_choices
+from penchant.store import KeyRecord, StoredComparison, UserRecord, UserStore, kept_comparisons
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
@@ -149,13 +150,13 @@ class Service:
         writes: its answer counts if what is stored then is what it was asked about, and else it is asked again.
         """
         before, earlier = (await self._knowledge(tenant, user))[0], await self._choices(tenant, user)
-        rows, limit = _rows(choices), self.settings.limits.comparisons_per_user
-        expected = _choices(latest_choices([*_rows(earlier), *rows], limit=limit))
-        new = len(latest_choices(rows, limit=limit))  # pairs: one that is answered twice in a request counts once
+        limit = self.settings.limits.comparisons_per_user
+        expected = tuple(kept_comparisons([*earlier, *choices], limit=limit))
+        new = len(kept_comparisons(choices, limit=limit))  # pairs: one that is answered twice in a request counts once
         ahead = asyncio.create_task(self._onboard(before, expected, new))
         ahead.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait for it
         try:
-            receipt = await _in_thread(lambda: self.store.add(tenant, user, rows, idempotency_key=idempotency_key))
+            receipt = await _in_thread(lambda: self.store.add(tenant, user, choices, idempotency_key=idempotency_key))
         except BaseException:
             ahead.cancel()
             raise
@@ -280,11 +281,7 @@ class Service:
         task.add_done_callback(self._unsaved.discard)
 
 
-def _rows(choices: Sequence[TextComparison]) -> list[Choice]:
-    return [Choice(choice.prompt, choice.chosen, choice.rejected) for choice in choices]
-
-
-def _choices(rows: Sequence[Choice]) -> tuple[TextComparison, ...]:
+def _choices(rows: Sequence[StoredComparison]) -> tuple[TextComparison, ...]:
     return tuple(TextComparison(row.prompt, row.chosen, row.rejected) for row in rows)
 
 

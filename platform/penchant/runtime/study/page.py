@@ -1,4 +1,4 @@
-"""`results.md`, with every table, and `results.html`, with the plots too; both from what the fits wrote."""
+"""The page with every table, and the one with the plots; both from a study's results alone."""
 
 from __future__ import annotations
 
@@ -8,27 +8,22 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from penchant import __version__
 from penchant.artifacts import write_text
 from penchant.evaluation.figures import plain_figure
 from penchant.evaluation.pages import write_page
-from penchant.runtime.study.running import StudyRun
-from penchant.runtime.study.settings import ENDS, PartSettings
-from penchant.runtime.study.tables import Estimate, Line, part_lines
+from penchant.runtime.study.results import Part, StudyResults, Table
+from penchant.runtime.study.settings import ENDS
+from penchant.runtime.study.tables import Estimate, Line
 
 _COLUMNS = (("seen", "all"), ("seen", "common"), ("seen", "controversial"), ("unseen", "all"), ("unseen", "controversial"))
 _PALETTE = ("#2f6fde", "#d1495b", "#2a9d6f", "#e69f00", "#cc79a7", "#56b4e9", "#7a5c3e", "#0072b2", "#f0e442")
 _END_COLOURS = {"uniform": "#8a8f98", "oracle": "#3b3f45"}
 
 
-def write_results(run: StudyRun, page: Path, *, command: str) -> None:
-    """Writes the tables to `page`, and beside the study's fits `results.html`.
-
-    Args:
-        command: What prints these numbers, as the page says it.
-    """
-    study, figures, sections = run.study, {}, []
-    text = [f"# {study.title}", "", f"Made by `{command}` with penchant {__version__} from what the fits wrote; not by hand.", ""]
+def write_tables(results: StudyResults, path: Path) -> None:
+    """Writes the tables, as Markdown."""
+    text = [f"# {results.title}", ""]
+    text += [f"Made by `{results.command}` with penchant {results.version} from what the fits wrote; not by hand.", ""]
     text += [
         "Share of held-out choices ranked right, in %, mean over seeds, with 95% intervals (two-way bootstrap over users and",
         "prompts). *Against* is the paired difference to the table's first row, in points, over the seeds that both have; where",
@@ -36,32 +31,46 @@ def write_results(run: StudyRun, page: Path, *, command: str) -> None:
         "holds 0 shows none. The wrong user is the row's own model, given the embedding of another user.",
         "",
     ]
-    text += [study.about.strip(), ""] if study.about else []
-    for name, part in study.parts.items():
+    text += [results.about.strip(), ""] if results.about else []
+    for name, part in results.parts.items():
         text += [f"## {part.title}", "", *([part.about, ""] if part.about else [])]
-        for data in part.data or study.data:
-            lines = part_lines(run, name, data) if data in run.data else []
-            wanted = [cell for cell in run.cells([name]) if cell.data == data]
-            done = sum(run.is_done(cell) for cell in wanted)
-            if not lines:
-                text += [f"**{data}**: not run.", ""]
-                continue
-            missing = "" if done == len(wanted) else f" {len(wanted) - done} of {len(wanted)} fits are missing."
-            if part.sweep and len({line.value for line in lines if line.value is not None}) < 2:
-                text += [f"**{data}**: run at one value alone.{missing}", ""]
-                continue
-            text += [f"**{data}**.{missing}", "", *markdown(part, lines), ""]
-            key = f"{name}-{data}".replace(".", "-")
-            figures[key] = part_figure(part, lines)
-            sections.append({"title": f"{part.title}: {data}", "about": part.about, "figure": key})
-    write_text(page, "\n".join(text).rstrip() + "\n")
-    write_page(run.out / "results.html", __package__, "results.html.jinja", figures, title=study.title, sections=sections)
+        for table in results.tables:
+            if table.part == name:
+                text += _section(part, table)
+    write_text(path, "\n".join(text).rstrip() + "\n")
 
 
-def markdown(part: PartSettings, lines: list[Line]) -> list[str]:
+def _section(part: Part, table: Table) -> list[str]:
+    if not table.lines:
+        return [f"**{table.data}**: not run.", ""]
+    missing = "" if not table.missing else f" {table.missing} of {table.fits} fits are missing."
+    if not _is_shown(part, table):
+        return [f"**{table.data}**: run at one value alone.{missing}", ""]
+    return [f"**{table.data}**.{missing}", "", *markdown(part, table.lines), ""]
+
+
+def _is_shown(part: Part, table: Table) -> bool:
+    """Whether there is something to compare: of a sweep, two values."""
+    values = {line.value for line in table.lines if line.value is not None}
+    return bool(table.lines) and (part.sweep is None or len(values) > 1)
+
+
+def write_plots(results: StudyResults, path: Path) -> None:
+    """Writes the plots: one file of HTML that opens anywhere."""
+    figures, sections = {}, []
+    for table in results.tables:
+        part = results.parts[table.part]
+        if _is_shown(part, table):
+            key = f"{table.part}-{table.data}".replace(".", "-")
+            figures[key] = part_figure(part, table.lines)
+            sections.append({"title": f"{part.title}: {table.data}", "about": part.about, "figure": key})
+    write_page(path, __package__, "results.html.jinja", figures, title=results.title, sections=sections)
+
+
+def markdown(part: Part, lines: list[Line]) -> list[str]:
     """A part's table for one data set."""
     columns = [cell for cell in _COLUMNS if any(cell in line.accuracy for line in lines)]
-    head = ["row", *([part.sweep.title] if part.sweep else []), "seeds"]
+    head = ["row", *([part.sweep] if part.sweep else []), "seeds"]
     head += [f"{cohort}, {kind}" if kind != "all" else cohort for cohort, kind in columns]
     head += ["against, seen", "wrong user, seen", "s a fit"]
     table = [head, ["---"] * len(head)]
@@ -74,7 +83,7 @@ def markdown(part: PartSettings, lines: list[Line]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in table]
 
 
-def part_figure(part: PartSettings, lines: list[Line]) -> go.Figure:
+def part_figure(part: Part, lines: list[Line]) -> go.Figure:
     """Seen and unseen users' accuracy: bars by row, or lines over the sweep, where those of the unseen are a click away."""
     figure = plain_figure("Share of held-out choices ranked right")
     figure.update_yaxes(tickformat=".0%")
@@ -100,7 +109,7 @@ def part_figure(part: PartSettings, lines: list[Line]) -> go.Figure:
             shown = {} if cohort == cohorts[0] else {"visible": "legendonly"}  # both at once are too many lines to read
             points = _points(own, cohort, lambda line: _plain(line.value))
             figure.add_scatter(name=f"{row}, {cohort}", mode="lines+markers", line=line_style, **shown, **points)
-    return figure.update_xaxes(title=part.sweep.title, type="category")
+    return figure.update_xaxes(title=part.sweep, type="category")
 
 
 def _points(lines: list[Line], cohort: str, label: Callable[[Line], str]) -> dict[str, Any]:

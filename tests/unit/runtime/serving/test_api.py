@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from penchant.data.choices import TextComparison
 from penchant.errors import StoreError
 from penchant.runtime.serving.config import LimitSettings
 from penchant.runtime.serving.gate import Gate
 from penchant.runtime.serving.measures import Measures
 from penchant.runtime.serving.service import Busy, Unavailable
-from penchant.scoring.model import ResolvedUser, TextComparison
-from penchant.store import Choice
+from penchant.scoring.model import ResolvedUser
 
 CHOICE = ("Explain tides.", "Step one: look up. Step two: wait.", "What a lovely question, dear reader!")
 
@@ -134,7 +134,7 @@ def test_a_replica_is_asked_once_while_the_store_writes(running, monkeypatch):
 
 def test_what_another_client_wrote_meanwhile_counts(running, monkeypatch):
     """The second of two clients asks a replica before the first one's choice is stored."""
-    add, other = running.store.add, Choice("Name a fruit.", "Apple.", "Such a sweet question!")
+    add, other = running.store.add, TextComparison("Name a fruit.", "Apple.", "Such a sweet question!")
 
     def after_another(tenant, user, *arguments, **named):
         add(tenant, user, [other])

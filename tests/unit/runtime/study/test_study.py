@@ -9,7 +9,8 @@ from penchant.cli.study import _folder
 from penchant.config import load_settings, validate_settings
 from penchant.errors import ArtifactError, ConfigError
 from penchant.evaluation.judgements import Judgements, write_judgements
-from penchant.runtime.study.page import write_results
+from penchant.runtime.study.page import write_plots, write_tables
+from penchant.runtime.study.results import gather, read_results, write_results
 from penchant.runtime.study.running import StudyRun
 from penchant.runtime.study.settings import StudySettings, SweepSettings, cells
 from penchant.runtime.study.tables import part_lines
@@ -172,21 +173,26 @@ def test_fits_that_were_judged_on_other_choices_are_refused(run):
         part_lines(run, "methods", "one")
 
 
+def pages(run, folder):
+    """The page with the tables, and the one with the plots."""
+    results = gather(run, "penchant study s.yaml")
+    write_tables(results, folder / "results.md")
+    write_plots(results, folder / "results.html")
+    return (folder / "results.md").read_text(), (folder / "results.html").read_text()
+
+
 def test_the_page_says_what_was_run_and_what_was_not(run, tmp_path):
-    write_results(replace(run, study=study(about="No GPU.")), tmp_path / "results.md", command="penchant study s.yaml")
-    page = (tmp_path / "results.md").read_text()
+    page, html = pages(replace(run, study=study(about="No GPU.")), tmp_path)
     assert page.index("No GPU.") < page.index("## Methods")
     assert "**two**: not run." in page
     assert "| lore | 2 | " in page
-    html = (run.out / "results.html").read_text()
     assert 'id="figure-methods-one"' in html
     assert 'id="figure-flips-one"' not in html
 
 
 def test_a_sweep_is_shown_from_its_second_value_on(run, tmp_path):
     def page():
-        write_results(run, tmp_path / "results.md", command="penchant study s.yaml")
-        return (tmp_path / "results.md").read_text().split("## ")[-1]
+        return pages(run, tmp_path)[0].split("## ")[-1]
 
     # The same fit without a change stands for `penchant` at 0, which alone says nothing of flips.
     assert "**one**: run at one value alone. 3 of 4 fits are missing." in page()
@@ -202,7 +208,30 @@ def test_a_sweep_is_shown_from_its_second_value_on(run, tmp_path):
         ("penchant", 0.2),
         *((end, value) for end in ("uniform", "oracle") for value in (0.0, 0.2)),
     ]
-    assert 'id="figure-flips-one"' in (run.out / "results.html").read_text()
+    assert 'id="figure-flips-one"' in pages(run, tmp_path)[1]
+
+
+def test_pages_are_drawn_from_the_numbers_alone(run, tmp_path):
+    (changed, *_) = [cell for cell in run.cells(["flips"]) if cell.data == "one" and cell.value and not run.is_done(cell)]
+    leave(run, changed, 0.55)
+    results = gather(run, "penchant study s.yaml")
+    write_results(results, tmp_path / "results.json")
+    again = read_results(tmp_path / "results.json")
+    for number, made in enumerate((results, again)):
+        write_tables(made, tmp_path / f"{number}.md")
+    assert (tmp_path / "0.md").read_text() == (tmp_path / "1.md").read_text()
+    assert again.tables[0].lines[0].accuracy["seen", "all"].value == pytest.approx(
+        results.tables[0].lines[0].accuracy["seen", "all"].value, abs=1e-6
+    )
+    write_results(again, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "results.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"study": {"parts": {}}, "lines": []}'])
+def test_what_is_not_a_studys_results_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ArtifactError, match="not a study's results"):
+        read_results(tmp_path / "results.json")
 
 
 def test_a_row_without_its_peer_at_that_value_is_compared_with_nothing(run):
