@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForSequenceCla
 
 DECODERS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "half": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 16, "num_attention_heads": 20},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
     "2b": {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 20, "num_attention_heads": 32},
     # Llama 3's 8B (arXiv 2407.21783, table 3), with a smaller vocabulary: a reward model has no language head.

@@ -51,6 +51,29 @@ def low_rank_layer(
     return Work(operations, itemsize * (rows * tokens * (inputs + outputs) + weights))
 
 
+def low_rank_backward(
+    rows: int, tokens: int, inputs: int, outputs: int, rank: int, slices: int, shared: int = 0, itemsize: int = 4
+) -> Work:
+    """The same layer's way back, `W` frozen: the gradient of x as much as the way there; of A and B, once more 2 B T (r + shared)
+    (I + O). Read: B T (I + O) of x and of the output's gradient, the weights; written: B T I, and the gradients of A and B.
+    """
+    there = low_rank_layer(rows, tokens, inputs, outputs, rank, slices, shared, itemsize)
+    low_rank = (inputs + outputs) * (rank + shared)
+    moved = there.bytes + itemsize * (rows * tokens * inputs + (slices * rank + shared) * (inputs + outputs))
+    return Work(there.operations + 2 * rows * tokens * low_rank, moved)
+
+
+def transformer(
+    rows: int, tokens: int, parameters: int, width: int, layers: int, cached: int = 0, kept: int = 0, itemsize: int = 4
+) -> Work:
+    """A base's layers over B rows of T new tokens behind `cached` earlier ones, all of which they attend to: 2 P B T of the
+    linear maps, which have P parameters, and 4 B T (cached + T) I a layer of attention. Read: P, and `kept` numbers a layer of
+    each cached token; read and written: B T I a layer.
+    """
+    operations = 2 * rows * tokens * parameters + 4 * layers * rows * tokens * (cached + tokens) * width
+    return Work(operations, itemsize * (parameters + layers * rows * (2 * tokens * width + cached * kept)))
+
+
 def neighbours(found: int, comparisons: int, dim: int, itemsize: int = 4) -> Work:
     """Onboarding one user: differences of responses, C D; margins under M neighbours, 2 M C D; `logsigmoid`'s mean and the
     softmax, about 5 M C + 4 M; the weighted sum, 2 M D. Read: M D, 2 C D and M int32 ids; written: D. Finding the ids is not

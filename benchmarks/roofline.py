@@ -17,9 +17,11 @@ import torch
 from _device import add_device, device_name, seconds_in_turn, training_precision
 from _peaks import Peaks, measure_peaks
 from _report import draw, report
+from _shapes import decoder, minilm, parameters_of_layers, random_tokens
 from _shards import make_shard
-from _work import Work, aggregation, head, low_rank_layer, neighbours
-from torch import nn
+from _work import Work, aggregation, head, low_rank_backward, low_rank_layer, neighbours, transformer
+from torch import Tensor, nn
+from transformers import DynamicCache
 
 from penchant.backbone.grouped.layers import grouped_layer
 from penchant.backbone.grouped.rows import Rows, rows_scope
@@ -55,22 +57,73 @@ def head_path(texts: int, device: str) -> Path:
     return lambda: model(feature_NF, user_ND), head(texts, features, HeadSettings().hidden, DIM)
 
 
-def mole_path(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> Path:
-    """One linear map with experts, every row another user's."""
+def mole_call(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Tensor]:
+    """A call of one linear map with experts, every row another user's; and what it reads."""
     config = MoleConfig(r=RANK, num_experts=EXPERTS, user_dim=DIM)
-    layer = MoleLayer(nn.Linear(width, width), "default", config).to(device, dtype)
+    layer = MoleLayer(nn.Linear(width, width).requires_grad_(False), "default", config).to(device, dtype)
     expert_B1 = torch.arange(rows, device=device)[:, None] % EXPERTS
     weight_B1 = torch.ones(rows, 1, device=device, dtype=dtype)
     route = Route(expert_B1, weight_B1, torch.full((rows, EXPERTS), 1 / EXPERTS, device=device))
     routing = Routing({(layer, "default"): route}, torch.arange(rows, device=device))
     x_BTI = torch.randn(rows, tokens, width, device=device, dtype=dtype)
 
-    def call() -> None:
+    def call() -> Tensor:
         with routing_scope(routing):
-            layer(x_BTI)
+            return layer(x_BTI)
 
+    return call, x_BTI
+
+
+def mole_path(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> Path:
+    """The map as it answers."""
+    call, _ = mole_call(rows, tokens, width, device, dtype)
     slices = min(rows, EXPERTS)
     return call, low_rank_layer(rows, tokens, width, width, RANK, slices, shared=RANK, itemsize=dtype.itemsize)
+
+
+def mole_training_path(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> Path:
+    """The map as it is trained, there and back."""
+    call, x_BTI = mole_call(rows, tokens, width, device, dtype)
+    gradient_BTO = torch.randn_like(x_BTI)
+    x_BTI.requires_grad_()
+
+    def there_and_back() -> None:
+        with torch.enable_grad():
+            call().backward(gradient_BTO)
+
+    sizes = (rows, tokens, width, width, RANK, min(rows, EXPERTS), RANK, dtype.itemsize)
+    there, back = low_rank_layer(*sizes), low_rank_backward(*sizes)
+    return there_and_back, Work(there.operations + back.operations, there.bytes + back.bytes)
+
+
+def reading_path(texts: int, tokens: int, device: str, dtype: torch.dtype) -> Path:
+    """A base of MiniLM's shape over texts without padding."""
+    model, inputs = minilm(device, dtype).eval(), random_tokens(texts, tokens, device)
+    model.pooler = None
+    shape = model.config
+    work = transformer(
+        texts, tokens, parameters_of_layers(model), shape.hidden_size, shape.num_hidden_layers, itemsize=dtype.itemsize
+    )
+    return lambda: model(**inputs), work
+
+
+def decoding_path(shape: str, rows: int, cached: int, device: str, dtype: torch.dtype) -> Path:
+    """One more token for each of some answers, behind as many as are cached; without adapters, which the grouped layer has."""
+    model = decoder(shape, device, dtype).eval()
+    config = model.config
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    kept = [torch.randn(rows, heads, cached, width, device=device, dtype=dtype) for _ in range(2)]
+    ids = torch.ones(rows, 1, dtype=torch.long, device=device)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        cache.update(*kept, layer)
+
+    def call() -> None:
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+
+    sizes = (rows, 1, parameters_of_layers(model), config.hidden_size, config.num_hidden_layers, cached, 2 * heads * width)
+    return call, transformer(*sizes, itemsize=dtype.itemsize)
 
 
 def grouped_path(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> Path:
@@ -131,7 +184,7 @@ def picture(rows: list[dict], peaks: dict[str, Peaks]):
     return figure.update_layout(height=520, legend={"orientation": "v", "x": 1.02, "y": 1})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
@@ -141,25 +194,31 @@ def main() -> None:
     torch.manual_seed(0)
     device = options.device
     dtype = training_precision(device)
-    users, texts, rows, tokens, width = 200_000, 20_000, 64, 64, 384
+    users, texts, rows, tokens, width, shape = 200_000, 20_000, 64, 64, 384, "half"
     if options.small:
-        users, texts, rows, tokens, width = 2_000, 500, 4, 16, 64
+        users, texts, rows, tokens, width, shape = 2_000, 500, 4, 16, 64, "tiny"
     elif device == "cuda":
-        users, texts, tokens, width = 1_000_000, 1_000_000, 256, 4096
+        users, texts, tokens, width, shape = 1_000_000, 1_000_000, 256, 4096, "8b"
     paths = {
         f"graph aggregation, {users:,} users x 16": graph_path(users, device),
         f"head on {texts:,} known features": head_path(texts, device),
         f"MoLE layer, {rows} users x {tokens} tokens, {width} wide": mole_path(rows, tokens, width, device, dtype),
+        "the same, there and back": mole_training_path(rows, tokens, width, device, dtype),
         f"grouped layer, {rows} of {ADAPTERS:,} adapters, same size": grouped_path(rows, tokens, width, device, dtype),
+        f"base of MiniLM's shape, {rows} texts x {tokens} tokens": reading_path(rows, tokens, device, dtype),
+        f"decoding step, {shape} base, {rows // 4} answers of {tokens} tokens": decoding_path(
+            shape, rows // 4, tokens, device, dtype
+        ),
     }
     if device == "cpu":
         paths[f"onboarding among {users:,} users"] = onboarding_path(users)
+    in_float32 = [name for name in paths if name.startswith(("graph", "head", "onboarding"))]
     single = measure_peaks(device, torch.float32)
     half = measure_peaks(device, dtype) if dtype != torch.float32 else single
     seconds = seconds_in_turn({name: call for name, (call, _) in paths.items()}, device, options.rounds)
     found = []
     for name, (_, work) in paths.items():
-        found.append(row(name, seconds[name], work, half if "layer" in name else single))
+        found.append(row(name, seconds[name], work, single if name in in_float32 else half))
     peaks = {"float32": single} | ({} if half is single else {str(dtype).removeprefix("torch."): half})
     notes = [
         f"{name}: {limit.operations / 1e9:,.0f} GFLOP/s of a matrix product, {limit.bandwidth / 1e9:,.1f} GB/s of a copy."

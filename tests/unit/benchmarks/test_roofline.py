@@ -43,6 +43,33 @@ def test_layers(work, shared, slices, path):
     assert expected.bytes == 4 * (2 * rows * tokens * width + weights)
 
 
+def test_a_layer_there_and_back(work):
+    roofline = import_module("roofline")
+    roofline.EXPERTS = 3
+    call, found = roofline.mole_training_path(4, 5, 16, "cpu", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        call()
+    assert found.operations == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("path", "sizes", "tokens", "attended"), [("reading", (3, 7), 21, 3 * 49), ("decoding", ("tiny", 2, 9), 2, 2 * 10)]
+)
+def test_bases(work, path, sizes, tokens, attended):
+    roofline = import_module("roofline")
+    call, found = getattr(roofline, f"{path}_path")(*sizes, "cpu", torch.float32)
+    model = roofline.minilm("cpu", torch.float32) if path == "reading" else roofline.decoder("tiny", "cpu", torch.float32)
+    model.pooler = None
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    named = {name: parameter for name, parameter in model.named_parameters() if "embed" not in name}
+    beside = sum(parameter.numel() for parameter in named.values() if parameter.dim() == 1)  # norms and biases: no products
+    products = counted(call)  # PyTorch counts no attention on a CPU
+    assert found.operations == products + 2 * tokens * beside + 4 * layers * width * attended
+    kept = 2 * 9 * 2 * width if path == "decoding" else 0
+    assert found.bytes == 4 * (sum(parameter.numel() for parameter in named.values()) + layers * (2 * tokens * width + kept))
+    assert counted(call) == products  # a cache is as long as before
+
+
 def test_aggregation_and_neighbours_count_what_they_touch_once(work):
     found = work.aggregation(edges=10, users=3, responses=2, dim=4)
     assert (found.operations, found.bytes) == (80, 4 * (8 + 10 + 12) + 4 * 13)
