@@ -56,6 +56,13 @@ def test_the_recipe_with_a_mixture_adds_it_to_what_is_tried_anyway():
     assert load_settings(FitSettings, values=study).graph.candidates == {**default_candidates(), "mixture": added}
 
 
+def test_the_study_runs_copls_recipe():
+    recipe = load_settings(FitSettings, ROOT / "recipes" / "copl-paper.yaml")
+    row = load_settings(StudySettings, ROOT / "study" / "experts.yaml").parts["published"].rows["CoPL's method"].settings
+    settings = load_settings(FitSettings, values=row)
+    assert settings.model_copy(update={"evaluation": recipe.evaluation}) == recipe
+
+
 @pytest.mark.parametrize("path", [path for path in RECIPES if "gemma" in path.stem], ids=lambda path: path.stem)
 def test_what_a_recipe_says_it_needs_follows_from_its_settings(path):
     settings, text = load_settings(FitSettings, path), path.read_text(encoding="utf-8")
