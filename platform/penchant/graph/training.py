@@ -53,10 +53,9 @@ class GraphEmbeddings:
     """(2, R): edges a response has, chosen and rejected, over all workers."""
 
 
-def count_comparisons(shard: PreferenceShard, collective: Collective) -> int:
-    """Comparisons of all workers."""
-    own = torch.tensor(float(len(shard)), dtype=torch.float64, device=shard.comparison.device)
-    return int(collective.sum(own))
+def count_comparisons(shard: PreferenceShard, collective: Collective, device: torch.device | str) -> int:
+    """Comparisons of all workers, who sum them on this device."""
+    return int(collective.sum(torch.tensor(float(len(shard)), dtype=torch.float64, device=device)))
 
 
 class GraphTrainer:
@@ -103,7 +102,7 @@ class GraphTrainer:
         self.optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
         )
-        comparisons = count_comparisons(self.train, collective)
+        comparisons = count_comparisons(self.train, collective, device)
         self.batches, self.steps = self.settings.batches(comparisons), self.settings.steps(comparisons)
         """Steps in a pass over the comparisons, and in all."""
         self.look_every = self.settings.steps_between_looks(comparisons)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from penchant.runtime.training.shared import SharedResults
+from penchant.runtime.training.shared import SharedResults, shared_folder
 
 
 def test_the_first_makes_it_and_the_others_wait(tmp_path):
@@ -52,3 +52,15 @@ def test_what_was_left_unfinished_is_made_again(tmp_path):
         shared.take("kind", 1, fail)
     folder, _ = shared.take("kind", 1, lambda folder: (folder / "result").write_text("whole"))
     assert (folder / "result").read_text() == "whole"
+
+
+def test_a_folder_goes_with_its_maker_and_those_of_the_killed_with_the_next(tmp_path):
+    left = tmp_path / ".shared-killed"
+    left.mkdir()
+    (tmp_path / ".shared-killed.lock").touch()
+    with shared_folder(tmp_path) as one:
+        assert not left.exists()
+        with shared_folder(tmp_path) as other:
+            assert one.is_dir()  # its maker lives
+            assert other != one
+    assert list(tmp_path.iterdir()) == []

@@ -63,7 +63,7 @@ def write_plots(results: StudyResults, path: Path) -> None:
         if _is_shown(part, table):
             key = f"{table.part}-{table.data}".replace(".", "-")
             figures[key] = part_figure(part, table.lines)
-            sections.append({"title": f"{part.title}: {table.data}", "about": part.about, "figure": key})
+            sections.append({"title": f"{part.title}: {table.data}", "about": part.about.replace("`", ""), "figure": key})
     write_page(path, __package__, "results.html.jinja", figures, title=results.title, sections=sections)
 
 
@@ -85,13 +85,13 @@ def markdown(part: Part, lines: list[Line]) -> list[str]:
 
 def part_figure(part: Part, lines: list[Line]) -> go.Figure:
     """Seen and unseen users' accuracy: bars by row, or lines over the sweep, where those of the unseen are a click away."""
-    figure = plain_figure("Share of held-out choices ranked right")
+    figure = plain_figure("Choices ranked right")
     figure.update_yaxes(tickformat=".0%")
     cohorts = [cohort for cohort in ("seen", "unseen") if any((cohort, "all") in line.accuracy for line in lines)]
     if part.sweep is None:
         for number, cohort in enumerate(cohorts):
             figure.add_bar(name=cohort, marker_color=_PALETTE[number], **_points(lines, cohort, lambda line: line.row))
-        return figure.update_layout(barmode="group").update_yaxes(range=[0.4, 1.0])
+        return figure.update_layout(barmode="group", height=520).update_yaxes(range=[0.4, 1.0])  # rows have long names
     rows = [row for row in part.rows if any(line.row == row for line in lines)]
     for row in [*rows, *ENDS]:
         own = [line for line in lines if line.row == row]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from penchant.runtime.cluster import start_ray
 from penchant.runtime.progress import progress_bar
 from penchant.runtime.study.fits import Fit, fit, fit_side_by_side, places
 from penchant.runtime.study.settings import Cell, StudySettings, cells
-from penchant.runtime.training.shared import SharedResults
+from penchant.runtime.training.shared import SharedResults, shared_folder
 from penchant.runtime.training.stages import Stages
 
 
@@ -126,8 +125,7 @@ class StudyRun:
         start_ray(address)
         at_once = min(at_once or places(), len(order))
         failed: list[PenchantError] = []
-        with tempfile.TemporaryDirectory(dir=self.out, prefix=".shared-") as folder:
-            shared = Path(folder)
+        with shared_folder(self.out) as shared:
             left = Counter(self._shared(cell, shared) for cell in order)
             if at_once == 1:
                 done = self._one_by_one(order, shared, console, keep=keep)

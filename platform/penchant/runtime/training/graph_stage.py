@@ -32,7 +32,7 @@ def graph_loop(config: dict[str, Any]) -> None:
     features = prepared.features().float() if uses_text else None
     saved = checkpointer.load()
     first = int(saved[0]["candidate"]) if saved else 0
-    comparisons = count_comparisons(train.to(device), collective)
+    comparisons = count_comparisons(train, collective, device)
     total = sum(candidate.optimization.steps(comparisons) for candidate in settings.candidates.values())
     behind = 0
     for number, (name, candidate) in enumerate(settings.candidates.items()):

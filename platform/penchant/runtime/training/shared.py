@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from penchant.artifacts import fingerprint, read_json, write_json
 
 _MADE = "made.json"
+_PREFIX = ".shared-"
+
+
+@contextlib.contextmanager
+def shared_folder(inside: Path) -> Iterator[Path]:
+    """A folder for shared results that goes with whoever made it. One that was killed leaves its own behind, which goes now."""
+    for path in inside.glob(f"{_PREFIX}*.lock"):
+        with contextlib.suppress(Timeout), FileLock(path, timeout=0):  # let go by the system where its holder died
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=inside, prefix=_PREFIX) as folder:
+        lock = Path(f"{folder}.lock")
+        with FileLock(lock):
+            yield Path(folder)
+        lock.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
