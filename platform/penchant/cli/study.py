@@ -22,7 +22,10 @@ def study(
         list[str] | None, typer.Option("--data", metavar="NAME=FOLDER", help="Where a data set of the study is; several.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the fits; give the same again to go on.")] = Path("runs/study"),
-    page: Annotated[Path | None, typer.Option(help="Markdown page of the tables; by default results.md in --out.")] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Markdown page of the tables, their numbers in a .json beside it; by default results.md in --out."),
+    ] = None,
     part: Annotated[list[str] | None, typer.Option(help="Run this part alone; several.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Run the fits with this seed alone; several.")] = None,
     listing: Annotated[bool, typer.Option("--list", help="Say what is done and what is missing, and run nothing.")] = False,
@@ -48,6 +51,8 @@ def study(
     from penchant.runtime.study.settings import StudySettings
 
     page = page or out / "results.md"
+    if page.suffix == ".json":
+        raise ConfigError("The numbers go there.", where=f"--page {page}", fix=f"Give {page.with_suffix('.md')}.")
     run = StudyRun.open(load_settings(StudySettings, file), out, dict(map(_folder, data or [])))
     if listing:
         _list(run)

@@ -6,6 +6,7 @@ import pytest
 
 from penchant.artifacts import write_json
 from penchant.cli.study import _folder
+from penchant.cli.study import study as command
 from penchant.config import load_settings, validate_settings
 from penchant.errors import ArtifactError, ConfigError
 from penchant.evaluation.judgements import Judgements, write_judgements
@@ -261,3 +262,8 @@ def test_data_is_given_by_name():
     assert _folder("one=/a=b") == ("one", Path("/a=b"))
     with pytest.raises(ConfigError, match="names no folder"):
         _folder("one")
+
+
+def test_the_page_does_not_go_where_its_numbers_go(tmp_path):
+    with pytest.raises(ConfigError, match=r"results\.md"):
+        command(STUDIES[0], out=tmp_path, page=tmp_path / "results.json")
