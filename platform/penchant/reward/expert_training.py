@@ -28,7 +28,6 @@ from penchant.reward.training import UserTable
 
 _COOL_DOWN = 0.3
 """Share of the steps over which the learning rate falls to 0, under `warmup_stable_decay`."""
-"""Shares of the steps in which the learning rates rise, at first, and fall to 0, at last."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from penchant.backbone.loading import load_backbone, outline
 from penchant.backbone.reading import TextReader, lowest_layer, share_weights, trainable_part
 from penchant.errors import BackboneError, ConfigError, TrainingError
 from penchant.reward.config import ExpertSettings, HeadSettings
-from penchant.reward.expert_training import ExpertData, ExpertTrainer
+from penchant.reward.expert_training import ExpertData, ExpertTrainer, learning_rate_share
 from penchant.reward.experts import ExpertModel, add_experts, add_lora, check_experts, start_gates_as_clusters
 from penchant.reward.heads import make_head
 from penchant.reward.training import UserTable
@@ -254,3 +254,13 @@ def test_shared_weights_are_the_same_tensors(backbone):
     assert other is not base
     assert all(a is b for a, b in zip(base.parameters(), other.parameters(), strict=True))
     assert other.encoder.layer[0] is not base.encoder.layer[0]
+
+
+def test_the_rate_rises_stays_and_falls():
+    shares = [learning_rate_share(ExpertSettings(steps=100), step) for step in range(100)]
+    assert shares[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert shares[10:70] == [1.0] * 60
+    assert shares[85] == pytest.approx(0.5)
+    cosine = ExpertSettings(steps=100, lr_scheduler_type="cosine", warmup_ratio=0.2)
+    shares = [learning_rate_share(cosine, step) for step in range(100)]
+    assert [shares[0], shares[9], shares[20], shares[60], shares[99]] == pytest.approx([0.05, 0.5, 1.0, 0.5, 0.0], abs=0.001)

@@ -63,4 +63,6 @@ def test_a_folder_goes_with_its_maker_and_those_of_the_killed_with_the_next(tmp_
         with shared_folder(tmp_path) as other:
             assert one.is_dir()  # its maker lives
             assert other != one
+    with pytest.raises(OSError, match="full"), shared_folder(tmp_path):
+        raise OSError("The disk is full.")
     assert list(tmp_path.iterdir()) == []

@@ -105,7 +105,7 @@ def read_results(path: Path) -> StudyResults:
             for table in head["tables"]
         ]
         return StudyResults(**{key: head[key] for key in ("title", "about", "command", "version")}, parts=parts, tables=tables)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         fix = "Write it anew, with `penchant study`."
         raise ArtifactError(f"It is not a study's results ({error!r}).", where=str(path), fix=fix) from None
 

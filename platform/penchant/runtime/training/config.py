@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from penchant.backbone.config import BackboneSettings
 from penchant.config import Settings, read_yaml
@@ -75,7 +75,8 @@ class FitSettings(Settings):
     method: MethodOption = PenchantSettings()
     """`penchant`, or another to compare it with, by name or with its own settings: `copl`, `uniform`, `i2e`, `proxy`, `vpl`,
     `pal-a`, `pal-b`, `lore`, `mixture`, `oracle`. `copl` is the same stages, with the authors' settings beneath what else is
-    given; the others take backbone, reward and evaluation as they are, on the frozen base and one worker."""
+    given (a file's `graph.candidates` take the place of theirs); the others take backbone, reward and evaluation as they are, on
+    the frozen base and one worker."""
     backbone: BackboneSettings = BackboneSettings()
     """The frozen base model and its features."""
     graph: GraphSettings = GraphSettings()
@@ -103,6 +104,16 @@ class FitSettings(Settings):
         """See `Settings.preset`: the authors' settings for `copl`."""
         name = chosen.get("name") if isinstance(chosen, dict) else getattr(chosen, "name", chosen)
         return read_yaml(_COPL) if name == CoPLSettings().name else {}
+
+    @model_serializer(mode="wrap")
+    def _write_whole(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Over a preset even what is a default, and would be left out, is written: else the preset would be read back."""
+        values: dict[str, Any] = write(self)
+        for group in self.preset(self.method):
+            if isinstance(values.get(group), dict):
+                own = getattr(self, group)
+                values[group] |= {name: getattr(own, name) for name in type(own).model_fields if name not in values[group]}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> FitSettings:

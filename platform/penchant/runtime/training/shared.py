@@ -28,9 +28,11 @@ def shared_folder(inside: Path) -> Iterator[Path]:
             path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=inside, prefix=_PREFIX) as folder:
         lock = Path(f"{folder}.lock")
-        with FileLock(lock):
-            yield Path(folder)
-        lock.unlink(missing_ok=True)
+        try:
+            with FileLock(lock):
+                yield Path(folder)
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,14 @@ def base_settings(space: Space, config: str | Path | None, overrides: Sequence[s
     own = load_settings(FitSettings, config)
     laid = validate_settings(FitSettings, lay_over(FitSettings, _plain(own), space.settings), where=f"{where}, settings")
     base = load_settings(FitSettings, values=_plain(laid), overrides=overrides)
-    validate_settings(FitSettings, lay_over(FitSettings, _plain(base), space.trial), where=f"{where}, trial")
+    trial = validate_settings(FitSettings, lay_over(FitSettings, _plain(base), space.trial), where=f"{where}, trial")
+    for method in (base.method, trial.method):
+        if FitSettings.preset(method) and method != own.method:  # it would lie beneath settings that are all given already
+            raise ConfigError(
+                f"Method {method.name} is settings of its own, which a sweep starts from.",
+                where=where,
+                fix=f"Write `method: {method.name}` into a YAML, and give that as --config.",
+            )
     _check_stage(space, base, where=where)
     return base
 

@@ -228,7 +228,7 @@ def test_pages_are_drawn_from_the_numbers_alone(run, tmp_path):
     assert (tmp_path / "again.json").read_text() == (tmp_path / "results.json").read_text()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"study": {"parts": {}}, "lines": []}'])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"study": {"parts": {}}, "lines": []}', '{"study": {"parts": []}, "lines": []}'])
 def test_what_is_not_a_studys_results_is_refused(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ArtifactError, match="not a study's results"):

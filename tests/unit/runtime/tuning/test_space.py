@@ -142,3 +142,16 @@ def test_what_cannot_be_is_said_before_it_runs(tmp_path, tiny_backbone):
     assert "top_k is 4, of 2 experts" in check(dict(zip(keys, (2, 4, 1), strict=True)))
     assert "9 experts are more than the 8 seen users" in check(dict(zip(keys, (9, 1, 1), strict=True)))
     assert "needs at least one layer" in check(dict(zip(keys, (4, 2, 0), strict=True)))
+
+
+def test_a_method_of_settings_is_what_a_sweep_starts_from(tmp_path):
+    space = space_of(tmp_path)
+    for given in ({"settings": {"method": "copl"}}, {"trial": {"method": "copl"}}):
+        with pytest.raises(ConfigError, match="method: copl"):
+            base_settings(space.model_copy(update=given), None, [], where="space.yaml")
+    with pytest.raises(ConfigError, match="method: copl"):
+        base_settings(space, None, ["method=copl"], where="space.yaml")
+    config = tmp_path / "base.yaml"
+    config.write_text("method: copl\nexperts: {warmup_ratio: 0.1}\n")
+    base = base_settings(space, config, [], where="space.yaml")
+    assert (base.experts.gate_scope, base.experts.lr_scheduler_type, base.experts.warmup_ratio) == ("layer", "cosine", 0.1)
