@@ -57,8 +57,10 @@ def head_path(texts: int, device: str) -> Path:
     return lambda: model(feature_NF, user_ND), head(texts, features, HeadSettings().hidden, DIM)
 
 
-def mole_call(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> tuple[Callable[[], Tensor], Tensor]:
-    """A call of one linear map with experts, every row another user's; and what it reads."""
+def mole_call(
+    rows: int, tokens: int, width: int, device: str, dtype: torch.dtype
+) -> tuple[Callable[[], Tensor], Tensor, list[nn.Parameter]]:
+    """A call of one linear map with experts, every row another user's; what it reads, and what is trained."""
     config = MoleConfig(r=RANK, num_experts=EXPERTS, user_dim=DIM)
     layer = MoleLayer(nn.Linear(width, width).requires_grad_(False), "default", config).to(device, dtype)
     expert_B1 = torch.arange(rows, device=device)[:, None] % EXPERTS
@@ -71,25 +73,28 @@ def mole_call(rows: int, tokens: int, width: int, device: str, dtype: torch.dtyp
         with routing_scope(routing):
             return layer(x_BTI)
 
-    return call, x_BTI
+    return call, x_BTI, [parameter for parameter in layer.parameters() if parameter.requires_grad]
 
 
 def mole_path(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> Path:
     """The map as it answers."""
-    call, _ = mole_call(rows, tokens, width, device, dtype)
+    call, _, _ = mole_call(rows, tokens, width, device, dtype)
     slices = min(rows, EXPERTS)
     return call, low_rank_layer(rows, tokens, width, width, RANK, slices, shared=RANK, itemsize=dtype.itemsize)
 
 
 def mole_training_path(rows: int, tokens: int, width: int, device: str, dtype: torch.dtype) -> Path:
     """The map as it is trained, there and back."""
-    call, x_BTI = mole_call(rows, tokens, width, device, dtype)
+    call, x_BTI, trained = mole_call(rows, tokens, width, device, dtype)
     gradient_BTO = torch.randn_like(x_BTI)
     x_BTI.requires_grad_()
+    leaves = [x_BTI, *trained]
 
     def there_and_back() -> None:
         with torch.enable_grad():
             call().backward(gradient_BTO)
+        for leaf in leaves:
+            leaf.grad = None  # else the next call would add to it
 
     sizes = (rows, tokens, width, width, RANK, min(rows, EXPERTS), RANK, dtype.itemsize)
     there, back = low_rank_layer(*sizes), low_rank_backward(*sizes)
@@ -203,8 +208,10 @@ def main() -> None:
         f"graph aggregation, {users:,} users x 16": graph_path(users, device),
         f"head on {texts:,} known features": head_path(texts, device),
         f"MoLE layer, {rows} users x {tokens} tokens, {width} wide": mole_path(rows, tokens, width, device, dtype),
-        "the same, there and back": mole_training_path(rows, tokens, width, device, dtype),
-        f"grouped layer, {rows} of {ADAPTERS:,} adapters, same size": grouped_path(rows, tokens, width, device, dtype),
+        f"MoLE layer, {rows} x {tokens}, there and back": mole_training_path(rows, tokens, width, device, dtype),
+        f"grouped layer, {rows} of {ADAPTERS:,} adapters, {rows} x {tokens} tokens": grouped_path(
+            rows, tokens, width, device, dtype
+        ),
         f"base of MiniLM's shape, {rows} texts x {tokens} tokens": reading_path(rows, tokens, device, dtype),
         f"decoding step, {shape} base, {rows // 4} answers of {tokens} tokens": decoding_path(
             shape, rows // 4, tokens, device, dtype
