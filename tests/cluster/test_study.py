@@ -99,7 +99,7 @@ def refuse_drift(dataset, change, *, seed):
 
 
 def test_every_method_is_fitted_and_judged(cluster, tiny_backbone, tmp_path):
-    rows = {f"{name} row": {"settings": {"method": name}} for name in METHODS if name != "penchant"}
+    rows = {f"{name} row": {"settings": {"method": name}} for name in METHODS}
     rows |= {"one kind": {"settings": {"method": {"name": "mixture", "kinds": 1}}}}  # a vector of one number has no map
     every = open_study(tiny_backbone, tmp_path / "every", **rows)
     assert every.run(Console(quiet=True), at_once=2) == []
@@ -108,3 +108,14 @@ def test_every_method_is_fitted_and_judged(cluster, tiny_backbone, tmp_path):
         every.folder(next(cell for cell in every.cells() if cell.row == "uniform row")) / "judgements.parquet"
     )
     np.testing.assert_allclose(nobody.margins["personalised"], nobody.margins["uniform"], atol=1e-6)
+
+
+def test_plain_lora_is_the_uniform_model_of_a_fit_with_experts(cluster, tiny_backbone, tmp_path):
+    experts = {"experts": {"num_experts": 1, "steps": 6, "layers": 1}}
+    rows = {"lora": {"settings": {"method": "lora", **experts}}, "penchant": {"settings": experts}}
+    study = open_study(tiny_backbone, tmp_path / "lora", **rows)
+    assert study.run(Console(quiet=True), at_once=2) == []
+    lora, penchant = (read_judgements(study.folder(cell) / "judgements.parquet").margins for cell in study.cells())
+    np.testing.assert_allclose(lora["personalised"], penchant["uniform"], atol=1e-5)
+    np.testing.assert_array_equal(lora["personalised"], lora["wrong_user"])
+    assert np.abs(lora["personalised"] - lora["uniform"]).max() > 1e-3, "the head on the frozen base stands beside it"

@@ -151,6 +151,15 @@ class TableEvaluator:
             ]
 
 
+class UniformEvaluator(TableEvaluator):
+    """Judges a model that knows no user: everybody has the same empty embedding, the wrong user too."""
+
+    def users(self, limit: int | None = None) -> EmbeddedUsers:
+        """See `TableEvaluator.users`."""
+        count = len(self.dataset.user_ids)
+        return EmbeddedUsers(torch.zeros(count, 0), np.ones(count, dtype=bool))
+
+
 class Evaluator(TableEvaluator):
     """Judges a bundle's model.
 

@@ -214,7 +214,7 @@ def expert_curves(metrics: dict[str, Any]) -> go.Figure | None:
 def expert_map(metrics: dict[str, Any]) -> go.Figure | None:
     """Which share of whom each expert gets: all seen users, all unseen, and each group. Of several experts alone."""
     experts = metrics.get("experts")
-    if not experts or len(experts["load"]["seen"]) < 2:
+    if not experts or len(experts.get("load", {"seen": []})["seen"]) < 2:  # plain LoRA has none
         return None
     rows = {f"{cohort} users": load for cohort, load in experts["load"].items()}
     rows |= {f"group {name}": load for name, load in experts["by_group"].items()}

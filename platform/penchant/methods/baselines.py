@@ -18,6 +18,12 @@ class UniformSettings(Settings):
     name: Literal["uniform"] = "uniform"
 
 
+class LoRASettings(Settings):
+    """Plain Bradley-Terry with LoRA in the base (Hu et al., arXiv 2106.09685): the usual reward model, one for everybody."""
+
+    name: Literal["lora"] = "lora"
+
+
 class OracleSettings(Settings):
     """The same head, given the user's true group. It shows what is to be had."""
 

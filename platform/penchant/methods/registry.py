@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from penchant.config import Settings
-from penchant.methods.baselines import Oracle, OracleSettings, Uniform, UniformSettings
+from penchant.methods.baselines import LoRASettings, Oracle, OracleSettings, Uniform, UniformSettings
 from penchant.methods.i2e import I2E, I2ESettings, Proxy, ProxySettings
 from penchant.methods.lore import LoRe, LoReSettings
 from penchant.methods.method import Method, Shapes
@@ -29,7 +29,7 @@ class CoPLSettings(Settings):
     name: Literal["copl"] = "copl"
 
 
-METHODS: dict[str, type[Method]] = {  # each in place of the stages, where the two above are settings of these
+METHODS: dict[str, type[Method]] = {  # those on the frozen base; `lora` trains the base, the two above the graph too
     "uniform": Uniform,
     "i2e": I2E,
     "proxy": Proxy,
@@ -45,6 +45,7 @@ MethodSettings = (
     PenchantSettings
     | CoPLSettings
     | UniformSettings
+    | LoRASettings
     | I2ESettings
     | ProxySettings
     | VPLSettings

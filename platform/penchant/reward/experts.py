@@ -172,6 +172,15 @@ def check_experts(base: nn.Module, settings: ExpertSettings, *, num_users: int) 
     add_experts(trainable_part(base, settings.layers, dropout=True), settings, user_dim=1)
 
 
+def check_lora(base: nn.Module, settings: ExpertSettings) -> None:
+    """Whether a base can carry plain LoRA at the same place; it may be on the meta device too.
+
+    Raises:
+        BackboneError: See `check_experts`.
+    """
+    add_lora(trainable_part(base, settings.layers, dropout=True), settings)
+
+
 def add_experts(base: nn.Module, settings: ExpertSettings, *, user_dim: int) -> PeftModel:
     """The base with fresh experts, over the same frozen tensors.
 

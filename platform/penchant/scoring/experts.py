@@ -18,8 +18,10 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from penchant.artifacts import read_json, read_tensors, write_tensors, write_text
+from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.config import BackboneSettings
-from penchant.backbone.reading import trainable_part
+from penchant.backbone.features import FeatureExtractor
+from penchant.backbone.reading import TextReader, lowest_layer, trainable_part
 from penchant.errors import ArtifactError
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.experts import ExpertModel, add_experts, add_lora
@@ -115,6 +117,18 @@ def build_model(
     if result.unexpected_keys or any("mole_" in key or "lora_" in key for key in result.missing_keys):
         raise _misfit("its layers have other names", where)
     return ExpertModel(adapted, made, backbone).eval().requires_grad_(False)
+
+
+def expert_reader(extractor: FeatureExtractor, settings: ExpertSettings) -> TextReader:
+    """Makes texts ready for models over the extractor's base, from cached activations where it has a cache."""
+    backbone, lowest = extractor.settings, lowest_layer(extractor.model, settings.layers)
+    if lowest == 0:
+        return TextReader(extractor.tokenizer, backbone, device=extractor.device)
+    cache = None
+    if extractor.cache is not None:
+        cache = ActivationCache(activation_folder(backbone, lowest), budget_bytes=int(settings.activation_gib * 2**30))
+    activations = ActivationReader(extractor.model, extractor.tokenizer, backbone, lowest, cache)
+    return TextReader(extractor.tokenizer, backbone, activations, device=extractor.device)
 
 
 def _misfit(reason: str, where: str) -> ArtifactError:

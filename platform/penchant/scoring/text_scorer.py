@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from penchant.artifacts import Manifest
-from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.cache import text_key
 from penchant.backbone.features import FeatureExtractor
-from penchant.backbone.reading import TextReader, lowest_layer
+from penchant.backbone.reading import TextReader
 from penchant.backbone.tokens import Text
 from penchant.reward.experts import ExpertModel
 from penchant.scoring.bundle import BundleParts
-from penchant.scoring.experts import SavedModel, build_model
+from penchant.scoring.experts import SavedModel, build_model, expert_reader
 from penchant.scoring.tables import ExpertTable, FrozenTable, ScoreTable
 from penchant.scoring.vectors import VectorCache
 
@@ -132,14 +131,5 @@ class TextScorer:
     @functools.cached_property
     def _reader(self) -> TextReader:
         """Texts for the experts' base."""
-        parts, extractor = self.parts, self.extractor
-        assert parts.experts is not None
-        lowest = lowest_layer(extractor.model, parts.experts.settings.layers)
-        if lowest == 0:
-            return TextReader(extractor.tokenizer, parts.backbone, device=extractor.device)
-        cache = None
-        if extractor.cache is not None:
-            budget = int(parts.experts.settings.activation_gib * 2**30)
-            cache = ActivationCache(activation_folder(parts.backbone, lowest), budget_bytes=budget)
-        activations = ActivationReader(extractor.model, extractor.tokenizer, parts.backbone, lowest, cache)
-        return TextReader(extractor.tokenizer, parts.backbone, activations, device=extractor.device)
+        assert self.parts.experts is not None
+        return expert_reader(self.extractor, self.parts.experts.settings)

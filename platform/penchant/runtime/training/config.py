@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from penchant.backbone.config import BackboneSettings
 from penchant.config import Settings, read_yaml
 from penchant.graph.config import GraphSettings
-from penchant.methods.registry import METHODS, CoPLSettings, MethodOption, PenchantSettings
+from penchant.methods.registry import CoPLSettings, MethodOption, PenchantSettings
 from penchant.reward.config import ExpertSettings, RewardSettings
 from penchant.scoring.config import OnboardingSettings
 
@@ -73,10 +73,10 @@ class FitSettings(Settings):
     preset_key: ClassVar[str | None] = "method"
 
     method: MethodOption = PenchantSettings()
-    """`penchant`, or another to compare it with, by name or with its own settings: `copl`, `uniform`, `i2e`, `proxy`, `vpl`,
-    `pal-a`, `pal-b`, `lore`, `mixture`, `oracle`. `copl` is the same stages, with the authors' settings beneath what else is
-    given (a file's `graph.candidates` take the place of theirs); the others take backbone, reward and evaluation as they are, on
-    the frozen base and one worker."""
+    """`penchant`, or another to compare it with, by name or with its own settings: `copl`, `uniform`, `lora`, `i2e`, `proxy`,
+    `vpl`, `pal-a`, `pal-b`, `lore`, `mixture`, `oracle`. `copl` is the same stages, with the authors' settings beneath what else
+    is given (a file's `graph.candidates` take the place of theirs); `lora` trains as the experts do (`experts`), without users;
+    the others take backbone, reward and evaluation as they are, on the frozen base and one worker."""
     backbone: BackboneSettings = BackboneSettings()
     """The frozen base model and its features."""
     graph: GraphSettings = GraphSettings()
@@ -97,7 +97,7 @@ class FitSettings(Settings):
     @property
     def replaces_stages(self) -> bool:
         """Whether the method is one by itself: no graph, no experts, no bundle."""
-        return self.method.name in METHODS
+        return not isinstance(self.method, PenchantSettings | CoPLSettings)
 
     @classmethod
     def preset(cls, chosen: Any) -> dict[str, Any]:

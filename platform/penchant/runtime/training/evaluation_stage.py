@@ -16,7 +16,7 @@ from penchant.artifacts import read_json, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.data import PreferenceDataset
 from penchant.data.summary import summarise
-from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator, TableEvaluator
+from penchant.evaluation.evaluate import EmbeddedUsers, Evaluator, TableEvaluator, UniformEvaluator, dataset_texts
 from penchant.evaluation.experts import expert_table
 from penchant.evaluation.judgements import write_judgements
 from penchant.evaluation.methods import MethodEvaluator
@@ -33,12 +33,15 @@ from penchant.evaluation.report import MapPoints, write_report
 from penchant.evaluation.users import group_purity, project_users
 from penchant.methods.inputs import method_features
 from penchant.methods.saved import load_method
+from penchant.methods.training import PERSONALISED
 from penchant.reward.heads import read_head
+from penchant.runtime.training.bundle_stage import frozen_head
 from penchant.runtime.training.feature_stage import feature_cache
 from penchant.runtime.training.prepared import Prepared, check_judged
 from penchant.runtime.training.stages import Stages
 from penchant.runtime.training.tracking import track_run
-from penchant.scoring.tables import ExpertTable
+from penchant.scoring.experts import build_model, expert_reader, read_model
+from penchant.scoring.tables import ExpertTable, FrozenTable, ScoreTable
 
 
 def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: Answerer | None = None) -> dict[str, Any]:
@@ -54,6 +57,8 @@ def evaluate(stages: Stages, *, bayes_accuracy: float | None = None, answerer: A
         DataError: There is no test comparison. It is raised before anything is run.
     """
     check_judged(stages.dataset)
+    if stages.is_lora:
+        return evaluate_lora(stages, bayes_accuracy=bayes_accuracy)
     if stages.settings.replaces_stages:
         return evaluate_method(stages, bayes_accuracy=bayes_accuracy)
     dataset, settings = stages.dataset, stages.settings.evaluation
@@ -112,14 +117,47 @@ def evaluate_method(stages: Stages, *, bayes_accuracy: float | None = None) -> d
         )
         users = evaluator.users()
         metrics = _judge(stages, evaluator, users)
-    metrics["method"] = {
-        "settings": settings.method.model_dump(mode="json"),
-        "about": " ".join((type(settings.method).__doc__ or "").split()),
-    }
+    metrics |= _about(stages)
     metrics["onboarding"]["kind"] = settings.method.name
     metrics["reward"] = summary | {"history": stages.history("method")}
-    metrics["run"] = {"penchant": __version__}
     return _leave(stages, metrics, users, bayes_accuracy)
+
+
+def evaluate_lora(stages: Stages, *, bayes_accuracy: float | None = None) -> dict[str, Any]:
+    """The same for a run of plain LoRA, beside uniform and the oracle on the frozen base."""
+    dataset, settings, run = stages.dataset, stages.settings, stages.run
+    summary = stages.fit_lora()
+    feature_RF = Prepared.open(run.stage("prepared")).features().float()
+    extractor = FeatureExtractor(settings.backbone, feature_cache(settings.backbone), stages.driver_device)
+    folder = run.stage("experts") / PERSONALISED
+    parts = (extractor.model, settings.backbone, settings.reward.head, settings.experts)
+    model = build_model(read_model(folder), *parts, user_dim=0, where=str(folder))
+    with stages.console.status("Evaluating") as status:
+        lora = ExpertTable(
+            model,
+            expert_reader(extractor, settings.experts),
+            dataset_texts(dataset),
+            batch_size=settings.backbone.batch_size,
+            on_progress=functools.partial(_say, status, "LoRA"),
+        )
+        uniform = FrozenTable.from_features(frozen_head(run, settings, "uniform", user_dim=0), feature_RF)
+        oracle = stages.frozen_oracle(feature_RF)
+        tables: dict[str, ScoreTable] = {"uniform": uniform, PERSONALISED: lora}
+        evaluator = UniformEvaluator(dataset, tables, oracle=oracle, seed=settings.evaluation.seed)
+        users = evaluator.users()
+        metrics = _judge(stages, evaluator, users)
+    metrics |= _about(stages)
+    metrics["onboarding"]["kind"] = "none"
+    metrics["reward"] = summary["frozen"] | {"history": stages.history("reward")}
+    metrics["experts"] = summary["experts"] | {"history": stages.history("experts")}
+    return _leave(stages, metrics, users, bayes_accuracy)
+
+
+def _about(stages: Stages) -> dict[str, Any]:
+    """What a run of another method says of it and of itself."""
+    method = stages.settings.method
+    about = " ".join((type(method).__doc__ or "").split())
+    return {"method": {"settings": method.model_dump(mode="json"), "about": about}, "run": {"penchant": __version__}}
 
 
 def read_onboarding(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -83,8 +83,8 @@ def expert_loop(config: dict[str, Any]) -> None:
     whole, tokenizer = load_backbone(backbone, device)
     reader = TextReader(tokenizer, backbone, cached_activations(whole, tokenizer, backbone, settings), device)
     columns = prepared.comparisons()
-    graph, reward = local_copy(config["graph"]), local_copy(config["reward"])
-    tables = user_tables(prepared, columns, graph, seed=config["graph_seed"], models=config["models"])
+    reward = local_copy(config["reward"])
+    tables = user_tables(prepared, columns, config["graph"], seed=config["graph_seed"], models=config["models"])
     models = _models(whole, backbone, settings, HeadSettings.model_validate(config["head"]), tables, reward)
     for model in models.values():
         model.to(device)

@@ -40,8 +40,7 @@ def method_loop(config: dict[str, Any]) -> None:
     checkpointer = Checkpointer(config["checkpoint_seconds"], log)
     columns = prepared.comparisons()
     feature_RF = prepared.features().float()
-    ends = user_tables(prepared, columns, None, seed=0, models=config["models"])
-    tables = {name: ends.get(name) for name in config["models"] if name in {*ends, PERSONALISED}}
+    tables = user_tables(prepared, columns, None, seed=0, models=config["models"])
     extractor = FeatureExtractor(backbone, feature_cache(backbone), device)
     prompts = (prompt for batch in prepared.text_batches() for prompt, _ in batch)
     inputs_RF = method_features(method_settings, feature_RF, prompts, extractor)

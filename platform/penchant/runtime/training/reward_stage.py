@@ -92,10 +92,10 @@ def user_tables(
     """What each of `models` knows of the users: nothing, their embeddings, or (where they are known) their true groups.
 
     Args:
-        graph: What the graph stage left; None where no model is the personalised one.
+        graph: What the graph stage left; None for a method without a graph, whose users are nobody here.
     """
-    tables: dict[str, UserTable | None] = {"uniform": None}
-    if graph is not None:
+    tables: dict[str, UserTable | None] = {"uniform": None, "personalised": None}
+    if graph is not None and "personalised" in models:
         tables["personalised"] = _personal_users(local_copy(graph), columns, seed=seed)
     groups = prepared.groups()
     if groups is not None:

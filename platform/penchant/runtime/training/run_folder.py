@@ -5,7 +5,7 @@
     prepared/         the data set in integer codes, and its features
     graph/  reward/  experts/   what the stages left; `stage.json` says for which inputs
     bundle/           the model
-    method/           in place of graph/ to bundle/: another method than Penchant's
+    method/           in place of graph/ to bundle/: another method than Penchant's (plain LoRA has reward/ and experts/ too)
     metrics.json  report.html  judgements.parquet
     progress/         JSON lines: the learning curves
     tensorboard/      the same for TensorBoard, where it was asked for

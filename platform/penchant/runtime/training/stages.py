@@ -12,14 +12,15 @@ import torch
 from rich.console import Console
 
 from penchant import __version__
-from penchant.artifacts import read_json, replace_folder, write_json
+from penchant.artifacts import METHOD, read_json, replace_folder, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.loading import outline
 from penchant.data import PreferenceDataset
 from penchant.errors import ConfigError
 from penchant.evaluation.evaluate import dataset_texts
+from penchant.methods.baselines import LoRASettings
 from penchant.methods.inputs import read_attribute
-from penchant.reward.experts import check_experts
+from penchant.reward.experts import check_experts, check_lora
 from penchant.runtime.cluster import start_ray, wait_for_resources
 from penchant.runtime.training.bundle_stage import assemble, frozen_head
 from penchant.runtime.training.config import FitSettings
@@ -91,6 +92,8 @@ class Stages:
         self.attribute = read_attribute(dataset, settings.method)
         if settings.experts.num_experts and not settings.replaces_stages:
             check_experts(outline(settings.backbone), settings.experts, num_users=int(dataset.seen.sum()))
+        if self.is_lora:
+            check_lora(outline(settings.backbone), settings.experts)
         source = Path(settings.backbone.name)
         if not is_remote(settings.backbone.name) and source.is_dir():
             # Workers, and whoever uses the bundle, run elsewhere.
@@ -105,7 +108,14 @@ class Stages:
             DataError: There is no test comparison to evaluate it by.
         """
         check_judged(self.dataset)
+        if self.is_lora:
+            return self.fit_lora()
         return {"method": self.fit_method()} if self.settings.replaces_stages else self.fit_reward()
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the method is plain LoRA: the reward phases without a graph."""
+        return isinstance(self.settings.method, LoRASettings)
 
     def prepare(self) -> Prepared:
         """The data set in integer codes, with the features of its texts."""
@@ -136,7 +146,7 @@ class Stages:
         """
         if self.settings.replaces_stages:
             raise ConfigError(
-                f"Method {self.settings.method.name} has no graph stage, no experts and no bundle.",
+                f"Method {self.settings.method.name} has no graph stage and no bundle.",
                 where="method",
                 fix="Run `penchant fit` or `penchant evaluate` with it, or leave method out.",
             )
@@ -185,23 +195,34 @@ class Stages:
             self.run.mark_done("method", inputs)
         return read_json(self.run.stage("method") / "training.json")
 
+    def fit_lora(self) -> dict[str, Any]:
+        """Plain LoRA, from a head on the frozen base on; uniform and the oracle stay on that. Returns the phases' summaries."""
+        self.prepare()
+        self._fit_experts(self._fit_frozen())
+        write_json(self.run.stage("method") / METHOD, {"settings": self.settings.method.model_dump(mode="json")})
+        return {
+            "frozen": read_json(self.run.stage("reward") / "reward.json"),
+            "experts": read_json(self.run.stage("experts") / "experts.json"),
+        }
+
+    def _before_reward(self) -> list[Any]:
+        """What the heads are made from, besides their settings."""
+        if self.is_lora:
+            return [__version__, self.dataset.fingerprint, self.settings.backbone.model_dump(mode="json")]
+        return [read_json(self.run.stage("graph") / "stage.json")]
+
+    def _users(self) -> dict[str, Any]:
+        """Where the reward phases' workers find what is known of the users."""
+        graph = None if self.is_lora else self.run.location("graph")
+        return {"graph": graph, "graph_seed": self.settings.graph.seed}
+
     def _fit_frozen(self) -> list[Any]:
         """The heads on the frozen base; returns what they were made from."""
         reward = self.settings.reward.model_dump(mode="json")
-        inputs = [read_json(self.run.stage("graph") / "stage.json"), reward]
+        inputs = [*self._before_reward(), reward]
         if not self.run.is_done("reward", inputs):
-            self._run(
-                "reward",
-                reward_loop,
-                inputs,
-                {
-                    "reward": reward,
-                    "graph": self.run.location("graph"),
-                    "graph_seed": self.settings.graph.seed,
-                    "models": self._models_to_train(),
-                },
-                results="reward",
-            )
+            models = self._models_to_train()
+            self._run("reward", reward_loop, inputs, {"reward": reward, "models": models, **self._users()}, results="reward")
             self._add_ends("reward", "reward.json")
             self.run.mark_done("reward", inputs)
         return inputs
@@ -269,8 +290,8 @@ class Stages:
                     "backbone": backbone,
                     "head": self.settings.reward.head.model_dump(mode="json"),
                     "reward": self.run.location("reward"),
-                    "graph": self.run.location("graph"),
-                    "graph_seed": self.settings.graph.seed,
+                    "models": ("personalised",) if self.is_lora else MODELS,
+                    **self._users(),
                 },
                 results="experts",
                 most_workers=self.settings.experts.prompts_per_step,
@@ -286,20 +307,29 @@ class Stages:
             self._run("activations", activation_loop, [self.dataset.fingerprint, shared], shared)
 
     def model(self) -> PersonalisedRewardModel:
-        """The bundle at work: here, in the driver, on a GPU where it sees one."""
-        on_gpu = self.settings.workers.use_gpu is not False and torch.cuda.is_available()
-        return PersonalisedRewardModel.load(self.run.stage("bundle"), cached=True, device="cuda" if on_gpu else "cpu")
+        """The bundle at work: here, in the driver."""
+        return PersonalisedRewardModel.load(self.run.stage("bundle"), cached=True, device=self.driver_device)
+
+    @property
+    def driver_device(self) -> str:
+        """Where the driver runs the base: on a GPU where it sees one."""
+        return "cuda" if self.settings.workers.use_gpu is not False and torch.cuda.is_available() else "cpu"
 
     def oracle(self, model: PersonalisedRewardModel, feature_RF: torch.Tensor) -> ScoreTable | None:
         """What was trained on the users' true groups, where these are known. It is for evaluation: never in a bundle."""
-        groups = len(self.dataset.group_names)
-        if not (self.run.stage("reward") / "oracle.safetensors").is_file():
-            return None
-        if model.parts.experts is None:
-            return FrozenTable.from_features(frozen_head(self.run, self.settings, "oracle", user_dim=groups), feature_RF)
+        frozen, groups = self.frozen_oracle(feature_RF), len(self.dataset.group_names)
+        if frozen is None or model.parts.experts is None:
+            return frozen
         saved = read_model(self.run.stage("experts") / "oracle")
         made = model.texts.build_experts(saved, user_dim=groups, name="oracle")
         return model.texts.expert_table(made, dataset_texts(self.dataset))
+
+    def frozen_oracle(self, feature_RF: torch.Tensor) -> FrozenTable | None:
+        """The same on the frozen base."""
+        if not (self.run.stage("reward") / "oracle.safetensors").is_file():
+            return None
+        head = frozen_head(self.run, self.settings, "oracle", user_dim=len(self.dataset.group_names))
+        return FrozenTable.from_features(head, feature_RF)
 
     def history(self, stage: str) -> list[dict[str, Any]]:
         """The learning curve of a stage. Steps that were done again after a fault are in it once."""
