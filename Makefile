@@ -55,8 +55,10 @@ bench: $(STAMP)  ## Run every benchmark; each prints a table and writes runs/ben
 	$(BIN)/python benchmarks/graph_scale.py --users $(CURVE)
 
 .PHONY: study
-study: $(STAMP)  ## Run the fits that runs/study lacks (hours) and write docs/results.md and .json; STUDY_DATA="--data alpaca-p4=FOLDER ..."
+study: $(STAMP)  ## Run the fits that runs/ lacks (hours) and write docs/results*.md and .json; STUDY_DATA="--data alpaca-p4=FOLDER ..."
 	$(BIN)/penchant study study/frozen.yaml --page docs/results.md $(STUDY_DATA)
+	$(BIN)/penchant study study/experts.yaml --out runs/study-experts --page docs/results-experts.md \
+		$(addprefix --data ,$(filter alpaca-p4=%,$(STUDY_DATA)))
 
 .PHONY: docs
 docs: reference  ## Build the documentation, strictly: build/docs/index.html

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from penchant.artifacts import read_tensors, write_tensors
 from penchant.reward.config import HeadSettings, RewardSettings
 from penchant.reward.training import RewardData, RewardTrainer, UserTable
+from penchant.tensors import read_tensors, write_tensors
 
 STEPS = 10
 # Dropout masks belong to a worker, so they are left out here.

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from penchant.artifacts import read_tensors, write_json, write_tensors
+from penchant.artifacts import write_json
 from penchant.graph.collectives import current
 from penchant.graph.config import CandidateSettings, EncoderSettings, OptimizationSettings
 from penchant.graph.preference_graph import PreferenceShard, user_range
 from penchant.graph.training import GraphTrainer
+from penchant.tensors import read_tensors, write_tensors
 
 U, R, C, F = 23, 17, 300, 5
 SETTINGS = {

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaModel
 
-from penchant.artifacts import read_tensors, write_tensors
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.reading import TextBatch, trainable_part
 from penchant.reward import experts
@@ -20,6 +19,7 @@ from penchant.reward.experts import ExpertModel, add_experts, add_lora
 from penchant.reward.heads import make_head
 from penchant.reward.training import UserTable
 from penchant.runtime.training.sharding import average, shard_base
+from penchant.tensors import read_tensors, write_tensors
 
 STEPS, DIM, TEXTS, USERS = 4, 5, 40, 10
 SETTINGS = ExpertSettings(

@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 
-from penchant.artifacts import read_json, read_tensors
+from penchant.artifacts import read_json
 from penchant.errors import DataError
 from penchant.graph.config import GraphSettings
 from penchant.runtime.cluster import start_ray
@@ -19,6 +19,7 @@ from penchant.runtime.training.graph_stage import graph_loop
 from penchant.runtime.training.prepared import prepare
 from penchant.runtime.training.progress import ProgressLog
 from penchant.runtime.training.workers import run_stage
+from penchant.tensors import read_tensors
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 STEPS = 300

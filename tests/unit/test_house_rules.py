@@ -15,6 +15,7 @@ ORDER = [
     "errors",
     "config",
     "artifacts",
+    "tensors",
     "storage",
     "client",
     "data",

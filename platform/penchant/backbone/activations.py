@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from penchant.artifacts import write_tensors
 from penchant.backbone.cache import text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.cut import check_cut, lower_activations
@@ -27,6 +26,7 @@ from penchant.backbone.features import cache_name
 from penchant.backbone.tokens import Text, tokenise
 from penchant.errors import BackboneError
 from penchant.storage import default_cache_folder
+from penchant.tensors import write_tensors
 
 BLOCK = 256
 """Texts in a block: what an interruption can lose."""

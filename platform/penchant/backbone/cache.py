@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from penchant.artifacts import write_tensors
+from penchant.tensors import write_tensors
 
 _KEY_BYTES = 16
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penchant.artifacts import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
 from penchant.errors import TrainingError
 from penchant.graph.collectives import Collective
 from penchant.graph.config import CandidateSettings
@@ -23,6 +22,7 @@ from penchant.graph.encoder import GraphEncoder
 from penchant.graph.preference_graph import Messages, PreferenceShard, messages
 from penchant.graph.sampling import fold_of, uniform
 from penchant.graph.sparse import edge_dots
+from penchant.tensors import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
 
 _SUPERVISED, _DROP_POSITIVE, _DROP_NEGATIVE, _BATCH = 11, 12, 13, 16  # streams of the hash
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from penchant.artifacts import METHOD, read_json, read_tensors, write_json, write_tensors
+from penchant.artifacts import METHOD, read_json, write_json
 from penchant.config import validate_settings
 from penchant.methods.method import Method, Shapes
 from penchant.methods.registry import MethodChoice, MethodSettings, build_method
 from penchant.reward.config import HeadSettings
+from penchant.tensors import read_tensors, write_tensors
 
 
 def save_method(folder: Path, method: Method, vector_UD: Tensor, settings: MethodSettings, head: HeadSettings) -> None:

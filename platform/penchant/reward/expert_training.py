@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penchant.artifacts import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
 from penchant.backbone.reading import TextReader
 from penchant.backbone.tokens import Text
 from penchant.errors import ConfigError, TrainingError
@@ -25,6 +24,7 @@ from penchant.reward.batches import PromptBatches
 from penchant.reward.config import ExpertSettings
 from penchant.reward.experts import Answer, ExpertModel
 from penchant.reward.training import UserTable
+from penchant.tensors import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
 
 _COOL_DOWN = 0.3
 """Share of the steps over which the learning rate falls to 0, under `warmup_stable_decay`."""

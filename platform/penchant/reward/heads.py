@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from penchant.artifacts import read_tensors
 from penchant.backbone.standardise import Standardise
 from penchant.reward.config import HeadSettings
+from penchant.tensors import read_tensors
 
 
 class RewardHead(nn.Module):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from penchant.artifacts import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
 from penchant.errors import TrainingError
 from penchant.reward.config import RewardSettings
 from penchant.reward.heads import RewardHead, make_head
+from penchant.tensors import load_optimizer_tensors, optimizer_tensors, with_prefix, without_prefix
 
 
 @dataclass(frozen=True)

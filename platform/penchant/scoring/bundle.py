@@ -30,7 +30,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from penchant.artifacts import Manifest, fingerprint, list_files, read_tensors, replace_folder, write_tensors
+from penchant.artifacts import Manifest, fingerprint, list_files, replace_folder
 from penchant.backbone.config import BackboneSettings
 from penchant.errors import ArtifactError
 from penchant.graph.config import EncoderSettings
@@ -41,6 +41,7 @@ from penchant.reward.heads import RewardHead, make_head
 from penchant.scoring.config import OnboardingSettings
 from penchant.scoring.experts import ExpertParts, copy_model, read_experts
 from penchant.scoring.questions import QuestionPool
+from penchant.tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

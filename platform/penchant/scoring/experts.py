@@ -17,7 +17,7 @@ from peft import set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from penchant.artifacts import read_json, read_tensors, write_tensors, write_text
+from penchant.artifacts import read_json, write_text
 from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.features import FeatureExtractor
@@ -26,6 +26,7 @@ from penchant.errors import ArtifactError
 from penchant.reward.config import ExpertSettings, HeadSettings
 from penchant.reward.experts import ExpertModel, add_experts, add_lora
 from penchant.reward.heads import make_head
+from penchant.tensors import read_tensors, write_tensors
 
 _CONFIG, _ADAPTER, _HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 

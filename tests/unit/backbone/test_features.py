@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.artifacts import read_tensors, write_rows
 from penchant.backbone.cache import FeatureCache, text_key
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.features import FeatureExtractor, cache_name
@@ -10,6 +9,7 @@ from penchant.backbone.loading import locate
 from penchant.backbone.standardise import Standardise
 from penchant.backbone.surface import SURFACE_NAMES, surface_features
 from penchant.errors import BackboneError, ConfigError
+from penchant.tensors import read_tensors, write_rows
 
 TEXTS = [("Explain tides.", "1. Start with the basics. 2. Look at the details."), ("Explain tides.", "Try it today!"), ("b", "a")]
 

@@ -6,9 +6,9 @@ import pyarrow.fs as pafs
 import pytest
 import torch
 
-from penchant.artifacts import write_rows, write_tensors
 from penchant.errors import OutputError
 from penchant.runtime.training.checkpoints import CheckpointStorage, read_parts, what_is_wrong, write_part
+from penchant.tensors import write_rows, write_tensors
 
 
 def checkpoint(folder, *, workers=2, value=1.0):

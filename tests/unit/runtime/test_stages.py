@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.artifacts import read_tensors, write_json, write_tensors
+from penchant.artifacts import write_json
 from penchant.graph.config import GraphSettings
 from penchant.runtime.training.graph_stage import _own_state, keep_best
 from penchant.runtime.training.prepared import prepare
 from penchant.runtime.training.reward_stage import _personal_users
+from penchant.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture

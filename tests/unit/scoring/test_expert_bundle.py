@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from penchant.artifacts import Manifest, read_tensors, write_tensors
+from penchant.artifacts import Manifest
 from penchant.backbone.activations import ActivationCache, ActivationReader
 from penchant.backbone.loading import load_backbone
 from penchant.backbone.reading import TextReader, trainable_part
@@ -25,6 +25,7 @@ from penchant.scoring.experts import read_experts, save_model
 from penchant.scoring.forgetting import forget_users
 from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.tables import ExpertTable
+from penchant.tensors import read_tensors, write_tensors
 
 SETTINGS = ExpertSettings(num_experts=3, r=2, gate_hidden=8, layers=1)
 

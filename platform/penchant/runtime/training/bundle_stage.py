@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from penchant.artifacts import Manifest, read_tensors, write_json
+from penchant.artifacts import Manifest, write_json
 from penchant.data import PreferenceDataset
 from penchant.evaluation.evaluate import dataset_texts, response_keys
 from penchant.graph.config import CandidateSettings
@@ -24,6 +24,7 @@ from penchant.scoring.model import PersonalisedRewardModel
 from penchant.scoring.onboarding import Comparisons, fit_prototypes, rank_within
 from penchant.scoring.questions import QuestionPool
 from penchant.scoring.selection import choose_onboarding, cross_fitted
+from penchant.tensors import read_tensors
 
 
 def assemble(dataset: PreferenceDataset, settings: FitSettings, run: RunFolder, graph: dict[str, Any]) -> Manifest:

@@ -26,9 +26,10 @@ from ray.train.collective import broadcast_from_rank_zero
 from safetensors.torch import load_file
 from torch import Tensor
 
-from penchant.artifacts import explain_disk_errors, file_fingerprint, read_json, write_json, write_tensors
+from penchant.artifacts import explain_disk_errors, file_fingerprint, read_json, write_json
 from penchant.errors import ArtifactError
 from penchant.runtime.training.progress import ProgressLog
+from penchant.tensors import write_tensors
 
 _PREFIX, _RAYS_LIST = "checkpoint_", "checkpoint_manager_snapshot.json"
 

@@ -11,7 +11,7 @@ import ray.train.torch
 import torch
 from torch import nn
 
-from penchant.artifacts import read_tensors, write_json
+from penchant.artifacts import write_json
 from penchant.backbone.activations import ActivationCache, ActivationReader, activation_folder
 from penchant.backbone.cache import text_key
 from penchant.backbone.config import BackboneSettings
@@ -31,6 +31,7 @@ from penchant.runtime.training.workers import prepare_worker
 from penchant.scoring.experts import save_model
 from penchant.scoring.onboarding import fit_prototypes
 from penchant.storage import is_remote, local_copy, replacing
+from penchant.tensors import read_tensors
 
 _CLUSTERED_USERS = 10_000
 """Users, about, whose k-means the gates start as."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penchant.artifacts import read_json, read_tensors, replace_folder, write_json, write_tensors
+from penchant.artifacts import read_json, replace_folder, write_json
 from penchant.graph.collectives import current
 from penchant.graph.config import CandidateSettings, GraphSettings
 from penchant.graph.preference_graph import user_range
@@ -19,6 +19,7 @@ from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.workers import prepare_worker
 from penchant.storage import adding_to, join
+from penchant.tensors import read_tensors, write_tensors
 
 
 def graph_loop(config: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from penchant.artifacts import write_json, write_tensors
+from penchant.artifacts import write_json
 from penchant.backbone.config import BackboneSettings
 from penchant.backbone.features import FeatureExtractor
 from penchant.methods.inputs import method_features
@@ -28,6 +28,7 @@ from penchant.runtime.training.progress import open_log
 from penchant.runtime.training.reward_stage import summary_of, train_heads, user_tables
 from penchant.runtime.training.workers import prepare_worker
 from penchant.storage import replacing
+from penchant.tensors import write_tensors
 
 
 def method_loop(config: dict[str, Any]) -> None:

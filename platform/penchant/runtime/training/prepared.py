@@ -21,13 +21,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from penchant.artifacts import read_json, read_tensors, replace_folder, write_json, write_rows, write_tensors
+from penchant.artifacts import read_json, replace_folder, write_json
 from penchant.backbone.features import FeatureExtractor
 from penchant.backbone.tokens import Text
 from penchant.data import PreferenceDataset
 from penchant.errors import ArtifactError, DataError
 from penchant.graph.preference_graph import PreferenceShard, user_range
 from penchant.storage import Location, local_copy
+from penchant.tensors import read_tensors, write_rows, write_tensors
 
 _ROWS_PER_GROUP = 65_536
 _TEXTS_READ = 512

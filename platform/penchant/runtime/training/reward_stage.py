@@ -12,7 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from penchant.artifacts import read_tensors, write_json, write_tensors
+from penchant.artifacts import write_json
 from penchant.graph.sampling import fold_of
 from penchant.reward.config import RewardSettings
 from penchant.reward.training import RewardData, RewardTrainer, UserTable
@@ -21,6 +21,7 @@ from penchant.runtime.training.prepared import Prepared
 from penchant.runtime.training.progress import ProgressLog, open_log
 from penchant.runtime.training.workers import prepare_worker
 from penchant.storage import Location, local_copy, replacing
+from penchant.tensors import read_tensors, write_tensors
 
 MODELS = ("uniform", "personalised", "oracle")
 """What a fit trains side by side, the last where groups are known."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from penchant.artifacts import read_json, read_tensors
+from penchant.artifacts import read_json
 from penchant.graph.training import GraphTrainer
 from penchant.reward.config import HeadSettings
 from penchant.reward.expert_training import ExpertTrainer
@@ -19,6 +19,7 @@ from penchant.reward.heads import make_head
 from penchant.reward.training import RewardTrainer
 from penchant.runtime.training.prepared import Prepared
 from penchant.storage import Location
+from penchant.tensors import read_tensors
 
 MODEL = "personalised"
 """The one model that a trial trains."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from penchant.artifacts import write_json, write_tensors
+from penchant.artifacts import write_json
 from penchant.graph.training import GraphProgress
 from penchant.reward.config import RewardSettings
 from penchant.reward.expert_training import ExpertProgress
@@ -12,6 +12,7 @@ from penchant.reward.training import RewardData, RewardTrainer, UserTable
 from penchant.runtime.training.prepared import prepare
 from penchant.runtime.tuning import looks as looks_module
 from penchant.runtime.tuning.looks import Heads, Looks, count_compared
+from penchant.tensors import write_tensors
 
 
 def test_looks_report_the_best_so_far_and_what_a_step_takes(monkeypatch):
