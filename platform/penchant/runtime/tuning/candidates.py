@@ -70,6 +70,14 @@ def _check_stage(space: Space, base: FitSettings, *, where: str) -> None:
             where=where,
             fix="Name one: settings: {graph: {candidates: {swept: {}}}}.",
         )
+    if stage_of(space, base) == "graph" and space.asha.steps is None:
+        by_epochs = [name for name, candidate in base.graph.candidates.items() if candidate.optimization.num_epochs]
+        if by_epochs:
+            raise ConfigError(
+                f"Candidate {by_epochs[0]!r} is trained by epochs, and ASHA counts steps.",
+                where=f"{where}, asha.steps",
+                fix="Give the steps of a trial that is never stopped: num_epochs times the comparisons by batch_size.",
+            )
     experts = space.parameters.get("experts.num_experts")
     options = experts.options() if experts else None
     if options and 0 in options and len(options) > 1:

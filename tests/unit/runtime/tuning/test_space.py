@@ -155,3 +155,13 @@ def test_a_method_of_settings_is_what_a_sweep_starts_from(tmp_path):
     config.write_text("method: copl\nexperts: {warmup_ratio: 0.1}\n")
     base = base_settings(space, config, [], where="space.yaml")
     assert (base.experts.gate_scope, base.experts.lr_scheduler_type, base.experts.warmup_ratio) == ("layer", "cosine", 0.1)
+
+
+def test_a_graph_that_is_trained_by_epochs_wants_the_steps_that_asha_counts(tmp_path):
+    config = tmp_path / "base.yaml"
+    config.write_text("method: copl\n")
+    parameters = {DEPTH: {"choice": [2, 4]}}
+    with pytest.raises(ConfigError, match=r"asha\.steps: .*trained by epochs"):
+        base_settings(space_of(tmp_path, stage="graph", parameters=parameters), config, [], where="space.yaml")
+    space = space_of(tmp_path, stage="graph", parameters=parameters, asha={"steps": 1600})
+    assert most_steps(space, base_settings(space, config, [], where="space.yaml")) == 1600
