@@ -71,7 +71,7 @@ def test_mistakes_name_the_key(tmp_path, text, overrides, said):
     ("override", "said"),
     [
         ("method.kinds=2", "'method.name' is missing. Say which it is: penchant, copl, uniform, "),
-        ("method.name=lor", "method.name: there is no 'lor'. Did you mean 'lore'?"),
+        ("method.name=vp", "method.name: there is no 'vp'. Did you mean 'vpl'?"),
         ("method.name=nobody", "method.name: there is no 'nobody'. Known here: penchant, copl, uniform, "),
         ("method={name: vpl, latnt: 2}", "Did you mean 'latent'?"),
     ],
