@@ -28,7 +28,7 @@ demo: $(STAMP)  ## Train, judge and show a personalised reward model on the plan
 .PHONY: test
 test: lint  ## Everything that CI runs
 	$(BIN)/pytest tests/unit --numprocesses auto --dist loadfile
-	$(BIN)/pytest tests/cluster tests/e2e tests/gpu -m "not slow" --durations=10
+	$(BIN)/pytest tests/cluster tests/e2e tests/gpu -m "not slow" --numprocesses 2 --dist loadfile --durations=10
 
 .PHONY: slow
 slow: $(STAMP)  ## Sweeps, jobs, faults and runs in a bucket, end to end, chats too: 15 minutes more
